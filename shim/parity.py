@@ -1,0 +1,250 @@
+"""Does a backend compute what the contract says? Asked in the measuring process itself, before any clock starts.
+
+A small case is compared entry by entry, its gradients against the complex step. At full size the result is compared
+entry by entry and each gradient along one random direction: a wrong gradient of whatever kind moves that product by
+about its own error, and the float64 contract needs one evaluation for each argument instead of one for each entry.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from shim import cases, contract
+
+#: An error may reach this many times ``eps * sqrt(longest sum) * max|reference|``.
+FACTOR = 8.0
+#: Relative tolerance of training losses.
+TRAINING = {"float32": 1e-4, "float64": 1e-9}
+ENTRY_BY_ENTRY = 1500  # float entries in all arguments; above, gradients are compared along a direction
+STEPS = 3
+
+
+class ParityError(RuntimeError):
+    """A backend's result or gradient differs from the contract."""
+
+
+def verify(
+    backend: ModuleType, case: cases.Case, mode: str, run: Any = None, cache: Path | None = None
+) -> dict[str, Any]:
+    """Compare a backend's program with the contract and return ``{"passed", "worst", "id"}``.
+
+    ``worst`` is the largest error as a share of its tolerance. ``run`` is the program if it is built already.
+    ``cache`` is a folder that keeps references between processes. Raises :class:`ParityError`.
+    """
+    reference = _load_reference(case, cache)
+    worst = (
+        _verify_training(backend, case, mode, reference)
+        if case.is_model
+        else _verify_op(backend, case, mode, run, reference)
+    )
+    return {"passed": True, "worst": worst, "id": reference_id(case)}
+
+
+def compare(what: str, actual: Any, wanted: np.ndarray, dtype: str, longest_sum: float) -> float:
+    """Return the largest error as a share of the tolerance; raise :class:`ParityError` above 1 and for NaN.
+
+    Shape and dtype must be those asked for.
+    """
+    if tuple(actual.shape) != wanted.shape:
+        raise ParityError(f"{what} has shape {tuple(actual.shape)}, expected {wanted.shape}")
+    if contract.dtype_name(actual) != dtype:
+        raise ParityError(f"{what} is {contract.dtype_name(actual)}, expected {dtype}")
+    if wanted.size == 0:
+        return 0.0
+    error = float(np.max(np.abs(np.asarray(actual, np.float64) - wanted)))
+    return _share(what, error, FACTOR * _eps(dtype) * longest_sum**0.5 * float(np.max(np.abs(wanted))))
+
+
+def _share(what: str, error: float, tolerance: float) -> float:
+    if not error <= tolerance:  # written so that NaN fails
+        raise ParityError(f"{what} differs from the contract by {error:.3g}; {tolerance:.3g} is allowed")
+    return error / tolerance if tolerance else 0.0
+
+
+def _eps(dtype: str) -> float:
+    return {"float16": 2.0**-10, "bfloat16": 2.0**-7}.get(dtype) or float(np.finfo(dtype).eps)
+
+
+def _verify_op(backend: ModuleType, case: cases.Case, mode: str, run: Any, reference: dict[str, np.ndarray]) -> float:
+    entry, options, backward = contract.op(case.op), dict(case.options), case.direction == "forward_backward"
+    args, dy = case.arrays()
+    build = backend.forward_backward if backward else backend.forward
+    run = run or build(case.op, options, mode)
+    device_args = [backend.to_device(a) for a in args]
+    own = type(backend.to_device(dy))
+    if backward:
+        y, grads = run(device_args, backend.to_device(dy))
+    else:
+        y, grads = run(*device_args), ()
+    backend.synchronize((y, grads))
+    longest = entry.longest_sum(entry.all_dims(dict(case.dims), options))
+    _check_array("the result", y, own)
+    worst = compare("the result", backend.to_numpy(y), reference["y"], case.dtype, longest)
+    floats = [(argument.name, a) for argument, a in zip(entry.arguments, args, strict=True) if argument.is_float]
+    if backward and len(grads) != len(floats):
+        raise ParityError(f"{len(grads)} gradients returned, expected one for each of {len(floats)} float arguments")
+    for k, (gradient, (name, value)) in enumerate(zip(grads, floats, strict=False)):
+        what = f"the gradient of {name}"
+        _check_array(what, gradient, own)
+        actual = backend.to_numpy(gradient)
+        if "g0" in reference:
+            worst = max(worst, compare(what, actual, reference[f"g{k}"], case.dtype, longest))
+        else:
+            worst = max(worst, _compare_along(what, actual, value, reference["products"][k], case, k, longest))
+    return worst
+
+
+def _check_array(what: str, array: Any, own: type) -> None:
+    if not isinstance(array, own):
+        raise ParityError(f"{what} is a {type(array).__name__}, expected the backend's own {own.__name__}")
+
+
+def _compare_along(
+    what: str, actual: np.ndarray, value: np.ndarray, wanted: float, case: cases.Case, k: int, longest_sum: float
+) -> float:
+    if actual.shape != value.shape:
+        raise ParityError(f"{what} has shape {actual.shape}, expected {value.shape}")
+    if contract.dtype_name(actual) != case.dtype:
+        raise ParityError(f"{what} is {contract.dtype_name(actual)}, expected {case.dtype}")
+    actual = actual.astype(np.float64)
+    error = abs(float((actual * _direction(case, k, value.shape)).sum()) - wanted)
+    return _share(what, error, FACTOR * _eps(case.dtype) * longest_sum**0.5 * float(np.linalg.norm(actual)))
+
+
+def _direction(case: cases.Case, k: int, shape: tuple[int, ...]) -> np.ndarray:
+    signs = np.random.default_rng([k, 20170608]).integers(0, 2, shape, dtype=np.int8)
+    return 2.0 * signs - 1.0
+
+
+# ------------------------------------------------------------------------------------------------------ references
+
+
+def reference_id(case: cases.Case) -> str:
+    """Return a hash of what the reference depends on: the case and the sources that define it."""
+    digest = hashlib.sha256(case.id.encode())
+    for source in _sources(case.is_model):
+        digest.update(source)
+    return digest.hexdigest()[:16]
+
+
+@functools.cache
+def _sources(model: bool) -> tuple[bytes, ...]:
+    package = Path(__file__).parent
+    paths = [package / "contract.py", package / "cases.py", Path(__file__)]
+    if model:
+        paths += sorted((package / "models").glob("*.py"))
+    return tuple(path.read_bytes() for path in paths)
+
+
+def _load_reference(case: cases.Case, cache: Path | None) -> dict[str, np.ndarray]:
+    path = cache / f"{reference_id(case)}.npz" if cache else None
+    if path and path.exists():
+        with np.load(path, allow_pickle=False) as stored:
+            return dict(stored)
+    reference = _training_reference(case) if case.is_model else _op_reference(case)
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.npz")
+        np.savez(temporary, **reference)
+        temporary.replace(path)
+    return reference
+
+
+def _op_reference(case: cases.Case) -> dict[str, np.ndarray]:
+    function = functools.partial(contract.op(case.op).reference, **dict(case.options))
+    drawn, dy = case.arrays()
+    args = [a.astype(np.float64) if a.dtype.kind == "f" else a for a in drawn]
+    reference = {"y": np.asarray(function(*args))}
+    if case.direction == "forward":
+        return reference
+    dy = dy.astype(np.float64)
+    floats = [a for a in args if a.dtype.kind == "f"]
+    if sum(a.size for a in floats) <= ENTRY_BY_ENTRY:
+        gradients = contract.reference_vjp(function, args, dy)
+        return reference | {f"g{k}": gradient for k, gradient in enumerate(gradients)}
+    directions = [_direction(case, k, a.shape) for k, a in enumerate(floats)]
+    return reference | {"products": np.array(contract.reference_directional(function, args, dy, directions))}
+
+
+# -------------------------------------------------------------------------------------------------------- training
+
+
+def training_losses(
+    backend: ModuleType, name: str, mode: str, dtype: str, steps: int, batch_size: int | None = None
+) -> np.ndarray:
+    """Train a model without dropout from its float32 initial weights and return the loss of each step."""
+    from shim import models
+
+    model = models.load(name, dropout=False)
+    params = {key: value.astype(dtype) for key, value in model.initial(0, "float32").items()}
+    trainer = backend.trainer(model, params, model.optimizer, mode)
+    losses = []
+    for step in range(steps):
+        x, labels = model.batch(step, "float32", batch_size)
+        x = x.astype(dtype) if x.dtype.kind == "f" else x
+        losses.append(trainer.step(backend.to_device(x), backend.to_device(labels)))
+    return np.array([float(backend.to_numpy(loss)) for loss in losses])
+
+
+def _training_reference(case: cases.Case) -> dict[str, np.ndarray]:
+    import shim
+
+    numpy_backend = shim.load("numpy")
+    batch_size = dict(case.dims)["N"]
+    return {"losses": training_losses(numpy_backend, case.op, numpy_backend.MODES[0], "float64", STEPS, batch_size)}
+
+
+def _verify_training(backend: ModuleType, case: cases.Case, mode: str, reference: dict[str, np.ndarray]) -> float:
+    losses = training_losses(backend, case.op, mode, case.dtype, STEPS, dict(case.dims)["N"])
+    return compare_losses(losses, reference["losses"], case.dtype)
+
+
+def compare_losses(losses: Sequence[float] | np.ndarray, wanted: np.ndarray, dtype: str) -> float:
+    """Return the largest relative error of training losses as a share of the tolerance, or raise ParityError."""
+    error = float(np.max(np.abs(np.asarray(losses) / wanted - 1)))
+    return _share("the training loss", error, TRAINING[dtype])
+
+
+# ----------------------------------------------------------------------------------------- the conformance suite
+
+#: Small odd sizes, all different within an op, so that no square hides a transpose.
+SMALL: dict[str, dict[str, int]] = {
+    "dense": {"N": 3, "I": 7, "O": 5},
+    "conv2d": {"N": 2, "H": 7, "W": 8, "C": 3, "R": 3, "S": 2, "O": 5},
+    "lstm": {"N": 3, "T": 5, "I": 7, "H": 4},
+    "bilstm": {"N": 2, "T": 5, "I": 3, "H": 4},
+    "embedding_average": {"N": 5, "T": 7, "V": 11, "D": 3},
+    "embedding": {"N": 3, "T": 7, "V": 5, "D": 2},
+    "max_pool2d": {"N": 2, "H": 7, "W": 8, "C": 3},
+    "relu": {"N": 3, "...": 5},
+    "dropout": {"N": 3, "...": 5},
+    "batch_norm": {"N": 7, "C": 5},
+    "concat": {"N": 3, "A": 5, "B": 7},
+    "flatten": {"N": 3, "H": 2, "W": 5, "C": 7},
+    "softmax_cross_entropy": {"N": 5, "K": 7},
+    "sigmoid_cross_entropy": {"N": 5},
+}
+
+
+def conformance_cases(dtypes: Sequence[str] = ("float32", "float64")) -> list[cases.Case]:
+    """Return every op with every combination of its options, in every dtype and direction, at a small odd shape."""
+    found = []
+    for name, entry in contract.OPS.items():
+        combinations: list[dict[str, Any]] = [{}]
+        for option, choices in entry.options.items():
+            combinations = [chosen | {option: value} for chosen in combinations for value in choices]
+        found += [
+            cases.case(name, direction, SMALL[name], dtype, **chosen)
+            for chosen in combinations
+            for dtype in dtypes
+            for direction in contract.DIRECTIONS
+        ]
+    return found
