@@ -189,7 +189,7 @@ def reference_vjp(f: Callable[..., np.ndarray], args: Sequence[np.ndarray], dy: 
         moved = list(args)
         moved[k] = args[k].astype(complex)
         moved[k][index] += 1e-30j
-        return (f(*moved).imag * dy).sum() / 1e-30
+        return float((f(*moved).imag * dy).sum() / 1e-30)
 
     return [
         np.reshape([derivative(k, i) for i in np.ndindex(a.shape)], a.shape)

@@ -153,7 +153,7 @@ def _load_reference(case: cases.Case, cache: Path | None) -> dict[str, np.ndarra
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}.npz")
-        np.savez(temporary, **reference)
+        np.savez(temporary, **reference)  # type: ignore[arg-type]
         temporary.replace(path)
     return reference
 

@@ -142,7 +142,7 @@ def test_a_wrong_output_gradient_is_refused(backend):
 
 
 @pytest.mark.parametrize(
-    ("op", "options", "mode", "message"),
+    ("op", "options", "wrong_mode", "message"),
     [
         ("convolution", {}, None, "unknown op 'convolution'; the ops are: dense"),
         ("conv2d", {"padding": "full"}, None, "padding='full' is not one of 'valid', 'same'"),
@@ -151,9 +151,9 @@ def test_a_wrong_output_gradient_is_refused(backend):
         ("dense", {}, "warp", "unknown mode 'warp'; choose from"),
     ],
 )
-def test_unknown_names_are_refused_with_the_choices(backend, op, options, mode, message):
+def test_unknown_names_are_refused_with_the_choices(backend, op, options, wrong_mode, message):
     with pytest.raises(ValueError, match=message):
-        backend.forward(op, options, mode)
+        backend.forward(op, options, wrong_mode)
 
 
 @pytest.mark.parametrize("setting", [{"device": "tpu"}, {"precision": "float8"}])

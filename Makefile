@@ -1,0 +1,88 @@
+# Everything is made inside this folder: the tool in .venv, an environment for each backend in .shim/env.
+#   make bench ARGS="--modes all"    hands options to `shim bench`
+#   make test TARGETS="numpy torch"  leaves the other backends out
+#   make PYTHON=python3.12 bench     takes another Python, 3.11 or newer
+
+PYTHON ?= python3
+TARGETS ?= numpy tensorflow jax torch
+ARGS ?=
+
+BIN := .venv/bin
+SHIM := $(BIN)/shim
+ASV := $(BIN)/asv
+TOOL := .venv/.installed
+NAMES := $(basename $(notdir $(wildcard shim/backends/[a-z]*.py)))
+comma := ,
+space := $() $()
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help tool env bench test test-tool test-backends test-smoke test-asv lint types format asv clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+bench: $(TOOL)  ## Compare the backends on the layers of two models; print a table and the path of the report
+	@$(SHIM) env $(TARGETS) || echo 'Going on without the backends that could not be installed.'
+	$(SHIM) bench --set article --model mnist_mlp --model imdb_bidirectional_lstm $(ARGS)
+
+test: lint types test-tool test-backends test-smoke test-asv  ## Run lint, types, tests, a smoke comparison and asv
+
+env: $(TOOL)  ## Make what is missing: .venv for the tool, an environment for each backend
+	$(SHIM) env $(TARGETS)
+
+lint: $(TOOL)  ## Check the style
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(TOOL)  ## Check the types
+	$(BIN)/mypy
+
+format: $(TOOL)  ## Format the code and mend what can be mended
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+asv: env  ## Measure this commit with asv and publish its site in .asv/html
+	test -e ~/.asv-machine.json || $(ASV) machine --yes
+	$(ASV) run $(ARGS)
+	$(ASV) publish
+
+clean:  ## Delete all that was made here: .venv, .shim with its runs, .asv with its results, caches
+	rm -rf .venv .shim .asv asv.test.conf.json .hypothesis .mypy_cache .pytest_cache .ruff_cache
+
+tool: $(TOOL)
+
+# An interrupted creation leaves no stamp, and a broken .venv is made anew.
+$(TOOL): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	  "shim needs Python 3.11 or newer; name one: make PYTHON=python3.12")'
+	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
+	@echo 'installing the tool into .venv'
+	@$(BIN)/python -m pip install -qq --upgrade 'pip>=25.1'
+	@$(BIN)/python -m pip install -qq --editable . --group dev
+	@touch $@
+
+# The tests of the tool run in .venv. Those in tests/backends run in the environment of each backend, a file
+# test_NAME.py there only in the environment of NAME.
+test-tool: env
+	$(BIN)/python -m pytest --ignore=tests/backends
+
+test-backends: $(TARGETS:%=test-backend-%)
+
+test-backend-%: env
+	.shim/env/$*/bin/python -m pytest tests/backends --backend $* \
+	  $(foreach name,$(filter-out $*,$(NAMES)),--ignore=tests/backends/test_$(name).py)
+
+test-smoke: env
+	$(SHIM) bench --set smoke --quick --backends $(subst $(space),$(comma),$(strip $(TARGETS)))
+
+# asv measures here into a folder of its own, so that hasty results do not get among the real ones.
+test-asv: env asv.test.conf.json
+	test -e ~/.asv-machine.json || $(ASV) machine --yes
+	$(ASV) check --config asv.test.conf.json
+	SHIM_BENCH_PROFILE=fast $(ASV) run --config asv.test.conf.json --quick --bench dense
+	$(ASV) publish --config asv.test.conf.json
+	SHIM_ASV_SITE=.asv/test/html $(BIN)/python -m pytest tests/test_asv.py
+
+asv.test.conf.json: asv.conf.json
+	@sed 's|"\.asv/|".asv/test/|' $< > $@

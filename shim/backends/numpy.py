@@ -1,0 +1,313 @@
+"""NumPy: products through BLAS, everything else through ufuncs that write into buffers laid out on the first call.
+
+The mathematics is in :mod:`shim.backends._handwritten`. A program owns its workspace, so it serves one thread at a
+time; a batch of another size lays it out anew. Results are fresh arrays, but the gradient of a table is not: it is one
+dense (V, D) buffer of the program, of which the next call clears only the rows that this one had written. Copy it to
+keep it, and do not write to it.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+
+import numpy as np
+
+from shim.backends import _handwritten
+from shim.backends._handwritten import Workspace
+from shim.backends._tape import Tape, Variable
+from shim.models import optimizers
+from shim.protocol import bare_ops, check_choice, op, program
+
+DEVICES = ("cpu",)
+MODES = ("eager",)
+PRECISIONS = ("float32",)
+BLOCK = 2**15  # weights that the optimizer updates at a time: with gradient and state they fit the cache of a core
+
+_generator = np.random.default_rng()
+
+
+def setup(device="cpu", precision="float32", threads=None):
+    """Set the number of threads of the BLAS; NumPy itself has one."""
+    check_choice("device", device, DEVICES)
+    check_choice("precision", precision, PRECISIONS)
+    if threads is not None:
+        if threads < 1:
+            raise ValueError(f"threads must be at least 1, got {threads}")
+        from threadpoolctl import threadpool_limits
+
+        threadpool_limits(threads, user_api="blas")
+
+
+def to_device(value):
+    return np.array(value)
+
+
+def to_numpy(array):
+    return array
+
+
+def synchronize(outputs):
+    """Return at once: NumPy computes while it is called."""
+
+
+# ------------------------------------------------------------------------------------------------------- the ops
+
+
+def _call(name, *args, **options):
+    """Run an op on arrays, or record it on the tape of its variables."""
+    function = _handwritten.OPS[name]
+    for a in args:
+        if isinstance(a, Variable):
+            return a.tape.call(function, args, options)
+    return function(Workspace(np, keep=False), *args, **options)[0]
+
+
+@op
+def dense(x, w, b, *, activation=None):
+    return _call("dense", x, w, b, activation=activation)
+
+
+@op
+def conv2d(x, w, b, *, stride=1, padding="valid", activation=None):
+    return _call("conv2d", x, w, b, stride=stride, padding=padding, activation=activation)
+
+
+@op
+def lstm(x, w_x, w_h, b, *, return_sequences=False, reverse=False):
+    return _call("lstm", x, w_x, w_h, b, return_sequences=return_sequences, reverse=reverse)
+
+
+@op
+def bilstm(x, w_x, w_h, b, w_x_reverse, w_h_reverse, b_reverse, *, return_sequences=False):
+    weights = w_x, w_h, b, w_x_reverse, w_h_reverse, b_reverse
+    return _call("bilstm", x, *weights, return_sequences=return_sequences)
+
+
+@op
+def embedding_average(ids, table, *, padding_id=None):
+    return _call("embedding_average", ids, table, padding_id=padding_id)
+
+
+@op
+def embedding(ids, table):
+    return _call("embedding", ids, table)
+
+
+@op
+def max_pool2d(x, *, pool=2):
+    return _call("max_pool2d", x, pool=pool)
+
+
+@op
+def relu(x):
+    return _call("relu", x)
+
+
+@op
+def dropout(x, *, rate=0.0):
+    return _call("dropout", x, rate=rate, generator=_generator)
+
+
+@op
+def batch_norm(x, gamma, beta, mean, variance, *, training=False):
+    return _call("batch_norm", x, gamma, beta, mean, variance, training=training)
+
+
+@op
+def concat(x, y):
+    return _call("concat", x, y)
+
+
+@op
+def flatten(x):
+    return _call("flatten", x)
+
+
+@op
+def softmax_cross_entropy(logits, labels):
+    return _call("softmax_cross_entropy", logits, labels)
+
+
+@op
+def sigmoid_cross_entropy(logits, labels):
+    return _call("sigmoid_cross_entropy", logits, labels)
+
+
+# -------------------------------------------------------------------------------------------------- the programs
+
+
+@program
+def forward(op, options, mode):
+    function, work = _handwritten.OPS[op], Workspace(np, keep=False)
+
+    def run(*args):
+        return function(work, *args, **options)[0]
+
+    return run
+
+
+@program
+def forward_backward(op, options, mode):
+    function, work = _handwritten.OPS[op], Workspace(np)
+
+    def run(args, dy):
+        y, pullback = function(work, *args, **options)
+        return y, pullback(dy)
+
+    return run
+
+
+# -------------------------------------------------------------------------------------------------- the training
+
+
+class _Trainer:
+    """A tape for the training steps, another one for evaluation, and weights that are updated in place."""
+
+    def __init__(self, model, params, optimizer, seed):
+        self._model, self._optimizer, self._count = model, optimizer, 0
+        self._params = {name: np.array(value) for name, value in params.items()}
+        self._states = {name: optimizers.init(optimizer, value) for name, value in self._params.items()}
+        self._training, self._evaluation = Tape(np), Tape(np, recording=False)
+        generator = np.random.Generator(np.random.SFC64(seed))
+
+        def draw(x, *, rate=0.0):
+            return _call("dropout", x, rate=rate, generator=generator) if rate else x
+
+        self._training_ops = _ops(draw if model.dropout else _identity, training=True)
+        self._evaluation_ops = _ops(_identity, training=False)
+
+    def step(self, x, labels):
+        params = self._training.start(self._params)
+        ops = self._training_ops
+        loss = getattr(ops, self._model.loss)(self._model.apply(ops, params, x), labels)
+        gradients = self._training.gradients(loss, params.values())
+        for (name, p), g in zip(self._params.items(), gradients, strict=True):
+            _update(self._optimizer, self._count, p, g, self._states[name])
+        self._count += 1
+        return loss.value
+
+    def evaluate(self, x, labels):
+        params = self._evaluation.start(self._params)
+        ops = self._evaluation_ops
+        logits = self._model.apply(ops, params, x)
+        loss = getattr(ops, self._model.loss)(logits, labels)
+        if self._model.loss == "softmax_cross_entropy":
+            predicted = logits.value.argmax(axis=-1)
+        else:
+            predicted = logits.value > 0
+        return loss.value, np.asarray((predicted == labels).sum())
+
+    def params(self):
+        return {name: value.copy() for name, value in self._params.items()}
+
+
+def _ops(dropout, training):
+    normalise = functools.partial(batch_norm.bare, training=training)
+    return bare_ops(sys.modules[__name__], dropout=dropout, batch_norm=lambda *args, training=None: normalise(*args))
+
+
+def _identity(x, *, rate=0.0):
+    return x
+
+
+def trainer(model, params, optimizer, mode, seed=0):
+    check_choice("mode", mode, MODES)
+    return _Trainer(model, params, optimizer, seed)
+
+
+def _update(optimizer, step, p, g, states):
+    """Update one weight and its state in place with the formula of :func:`shim.models.optimizers.update`."""
+    lr = optimizers.adam_rate if optimizer.name == "adam" else optimizers.rate
+    formula, lr = _FORMULAS[optimizer.name], lr(optimizer, step)
+    arrays = [a.reshape(-1) for a in (p, g, *states)]
+    scratch = np.empty((2, min(BLOCK, p.size)), p.dtype)
+    for start in range(0, p.size, BLOCK):
+        p_part, *parts = (a[start : start + BLOCK] for a in arrays)
+        d, t = scratch[:, : p_part.size]
+        formula(optimizer, d, t, *parts)
+        np.multiply(d, lr, out=d)
+        np.subtract(p_part, d, out=p_part)
+
+
+# Each formula leaves in d what the learning rate multiplies; t is scratch of the same length.
+
+
+def _sgd(o, d, t, g):
+    np.copyto(d, g)
+
+
+def _rmsprop(o, d, t, g, v):
+    _decay(v, o.rho, np.multiply(g, g, out=t))
+    np.sqrt(np.add(v, o.epsilon, out=t), out=t)
+    np.divide(g, t, out=d)
+
+
+def _adam(o, d, t, g, m, v):
+    np.copyto(t, g)
+    _decay(m, o.beta_1, t)
+    _decay(v, o.beta_2, np.multiply(g, g, out=t))
+    np.add(np.sqrt(v, out=t), o.epsilon, out=t)
+    np.divide(m, t, out=d)
+
+
+def _adadelta(o, d, t, g, a, u):
+    _decay(a, o.rho, np.multiply(g, g, out=t))
+    np.divide(np.add(u, o.epsilon, out=d), np.add(a, o.epsilon, out=t), out=d)
+    np.multiply(np.sqrt(d, out=d), g, out=d)
+    _decay(u, o.rho, np.multiply(d, d, out=t))
+
+
+def _decay(average, rho, value):
+    """Move a running average towards ``value``, which is spent."""
+    np.subtract(value, average, out=value)
+    np.multiply(value, 1 - rho, out=value)
+    np.add(average, value, out=average)
+
+
+_FORMULAS = {"sgd": _sgd, "rmsprop": _rmsprop, "adam": _adam, "adadelta": _adadelta}
+
+
+# ------------------------------------------------------------------------------------------------ what was used
+
+
+def implementation(case, mode=MODES[0]):
+    if case.is_model:
+        return "tape of hand-written ops"
+    product = f"{_blas()} product"
+    return {
+        "dense": product,
+        "conv2d": f"patches, {product}",
+        "lstm": f"loop over steps, {product}",
+        "bilstm": f"loop over steps, both directions stacked, {product}",
+        "embedding_average": "take and vector product; gradient: counts of unique ids",
+        "embedding": "take; gradient: sort and pairwise sums",
+        "max_pool2d": "maximum of strided views",
+    }.get(case.op, "ufuncs")
+
+
+@functools.cache
+def _blas():
+    return np.show_config(mode="dicts")["Build Dependencies"]["blas"]["name"].removeprefix("scipy-")
+
+
+def describe():
+    pools = _thread_pools()
+    return {
+        "device": "cpu",
+        "precision": "float32",
+        "threads": pools[0]["num_threads"] if pools else None,
+        "versions": {"numpy": np.__version__},
+        "libraries": {_blas(): " ".join(str(pool.get(k)) for pool in pools[:1] for k in ("version", "architecture"))},
+    }
+
+
+def _thread_pools():
+    try:
+        from threadpoolctl import threadpool_info
+    except ImportError:
+        return []
+    return [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+
+setup()

@@ -1,0 +1,370 @@
+"""TensorFlow: a program is one traced graph, run by TensorFlow's executor (``graph``) or compiled by XLA (``xla``).
+
+Three choices differ from what Keras does by default, each the fastest of those measured:
+
+- *LSTM*: one matmul serves the inputs of all steps. A graph then holds the steps one after another, as
+  ``keras.layers.LSTM(unroll=True)`` does; beyond :data:`UNROLL` steps, and for XLA, they are a ``tf.while_loop``.
+  The fused CPU kernel ``BlockLSTMV2`` is no faster forwards and takes twice the time backwards, and the gradient that
+  TensorFlow registers for it takes the gates in the order of its predecessor ``BlockLSTM``, so that it is wrong.
+- *Embedding average*: the ``SparseSegmentMean`` kernel sums the rows where they lie, and its gradient is dense.
+  XLA does not have it and gathers the rows first.
+- *Calls*: a program calls the concrete function of its shapes, which spares ``tf.function`` its search for one.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+import platform
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors only; TensorFlow reads it when it is imported
+
+import numpy as np
+import tensorflow as tf
+
+from shim.models import optimizers
+from shim.protocol import bare_ops, check_choice, op, program
+
+DEVICES = ("cpu", "cuda")
+MODES = ("graph", "xla")
+PRECISIONS = {"cpu": ("float32",), "cuda": ("float32", "tf32")}
+UNROLL = 128  # steps: a longer LSTM is a loop, since tracing takes about 15 ms a step, forward and backward
+
+_settings = {"device": "cpu", "precision": "float32"}
+
+
+def setup(device="cpu", precision="float32", threads=None):
+    """Show TensorFlow the first GPU or none, set TF32, and give each of its two thread pools ``threads`` threads."""
+    check_choice("device", device, DEVICES)
+    check_choice("precision", precision, PRECISIONS[device])
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}")
+    gpus = tf.config.list_physical_devices("GPU")
+    if device == "cuda" and not gpus:
+        raise ValueError("TensorFlow sees no GPU here; a build for one comes with: pip install 'tensorflow[and-cuda]'")
+    try:
+        tf.config.set_visible_devices(gpus[:1] if device == "cuda" else [], "GPU")
+        if threads is not None:
+            tf.config.threading.set_intra_op_parallelism_threads(threads)
+            tf.config.threading.set_inter_op_parallelism_threads(threads)
+    except RuntimeError:
+        raise ValueError(
+            "TensorFlow is running and keeps its device and its threads; call setup() before any array, in a new process"
+        ) from None
+    tf.config.experimental.enable_tensor_float_32_execution(precision == "tf32")
+    _settings.update(device=device, precision=precision)
+
+
+def to_device(value):
+    with tf.device("/GPU:0" if _settings["device"] == "cuda" else "/CPU:0"):
+        return tf.constant(value)
+
+
+def to_numpy(array):
+    return np.asarray(array.numpy())
+
+
+def synchronize(outputs):
+    """Wait for the GPU's stream; on a CPU a call returns when its results are there."""
+    tf.test.experimental.sync_devices()
+
+
+@op
+def dense(x, w, b, *, activation=None):
+    """``tf.matmul``, into which the graph optimizer fuses the bias and the rectifier."""
+    y = tf.nn.bias_add(tf.matmul(x, w), b)
+    return tf.nn.relu(y) if activation == "relu" else y
+
+
+@op
+def conv2d(x, w, b, *, stride=1, padding="valid", activation=None):
+    """``tf.nn.conv2d``, into which the graph optimizer fuses the bias and the rectifier."""
+    y = tf.nn.bias_add(tf.nn.conv2d(x, w, stride, padding.upper()), b)
+    return tf.nn.relu(y) if activation == "relu" else y
+
+
+@op
+def lstm(x, w_x, w_h, b, *, return_sequences=False, reverse=False):
+    """Every step in the graph, or a ``tf.while_loop`` beyond :data:`UNROLL` steps."""
+    return _lstm(x, w_x, w_h, b, return_sequences=return_sequences, reverse=reverse, unroll=UNROLL)
+
+
+@op
+def bilstm(x, w_x, w_h, b, w_x_reverse, w_h_reverse, b_reverse, *, return_sequences=False):
+    """Two LSTMs, which the graph's executor runs side by side."""
+    weights = w_x, w_h, b, w_x_reverse, w_h_reverse, b_reverse
+    return _bilstm(x, *weights, return_sequences=return_sequences, unroll=UNROLL)
+
+
+def _bilstm(x, w_x, w_h, b, w_x_reverse, w_h_reverse, b_reverse, *, return_sequences=False, unroll):
+    layer = functools.partial(_lstm, x, return_sequences=return_sequences, unroll=unroll)
+    return tf.concat([layer(w_x, w_h, b), layer(w_x_reverse, w_h_reverse, b_reverse, reverse=True)], axis=-1)
+
+
+def _lstm(x, w_x, w_h, b, *, return_sequences=False, reverse=False, unroll):
+    (batch, steps, width), w_h = x.shape, tf.convert_to_tensor(w_h)
+    z = dense.bare(tf.reshape(tf.transpose(x, (1, 0, 2)), (steps * batch, width)), w_x, b)
+    z = tf.reshape(z, (steps, batch, z.shape[1]))
+
+    def cell(z, h, c):
+        i, f, g, o = tf.split(z + tf.matmul(h, w_h), 4, axis=1)
+        c = tf.sigmoid(f) * c + tf.sigmoid(i) * tf.tanh(g)
+        return tf.sigmoid(o) * tf.tanh(c), c
+
+    zero = tf.zeros((batch, w_h.shape[0]), x.dtype)
+    return (_unrolled if steps <= unroll else _while_loop)(cell, z, zero, return_sequences, reverse)
+
+
+def _unrolled(cell, z, zero, return_sequences, reverse):
+    order = -1 if reverse else 1
+    h, c, outputs = zero, zero, []
+    for step in tf.unstack(z)[::order]:
+        h, c = cell(step, h, c)
+        outputs.append(h)
+    return tf.stack(outputs[::order], axis=1) if return_sequences else h
+
+
+def _while_loop(cell, z, zero, return_sequences, reverse):
+    steps = z.shape[0]
+    inputs = tf.TensorArray(z.dtype, steps, element_shape=z.shape[1:]).unstack(z)
+    outputs = tf.TensorArray(z.dtype, steps, element_shape=zero.shape)
+
+    def body(k, h, c, outputs):
+        t = steps - 1 - k if reverse else k
+        h, c = cell(inputs.read(t), h, c)
+        return k + 1, h, c, outputs.write(t, h) if return_sequences else outputs
+
+    start = 0, zero, zero, outputs
+    # XLA sizes what the gradient keeps of each step by maximum_iterations.
+    _, h, _, outputs = tf.while_loop(lambda k, *_: k < steps, body, start, maximum_iterations=steps)
+    return tf.transpose(outputs.stack(), (1, 0, 2)) if return_sequences else h
+
+
+@op
+def embedding_average(ids, table, *, padding_id=None):
+    """``tf.sparse.segment_mean``, which gives 0 to a sample without any id."""
+    batch, steps = ids.shape
+    if padding_id is None:
+        return tf.sparse.segment_mean(table, tf.reshape(ids, (-1,)), tf.repeat(tf.range(batch), steps))
+    kept = tf.where(ids != padding_id)
+    return tf.sparse.segment_mean(table, tf.gather_nd(ids, kept), kept[:, 0], num_segments=batch)
+
+
+def _gathered_average(ids, table, *, padding_id=None):
+    rows = tf.gather(table, ids)
+    if padding_id is None:
+        return tf.reduce_mean(rows, axis=1)
+    kept = tf.cast(ids != padding_id, rows.dtype)[:, :, None]
+    return tf.reduce_sum(rows * kept, axis=1) / tf.maximum(tf.reduce_sum(kept, axis=1), 1)
+
+
+@op
+def embedding(ids, table):
+    return tf.gather(table, ids)
+
+
+@op
+def max_pool2d(x, *, pool=2):
+    return tf.nn.max_pool2d(x, pool, pool, "VALID")
+
+
+@op
+def relu(x):
+    return tf.nn.relu(x)
+
+
+@op
+def dropout(x, *, rate=0.0):
+    """``tf.nn.dropout``, from TensorFlow's global generator."""
+    return tf.nn.dropout(x, rate)
+
+
+@op
+def batch_norm(x, gamma, beta, mean, variance, *, training=False):
+    if training:
+        mean, variance = tf.nn.moments(x, axes=[0])
+    return tf.nn.batch_normalization(x, mean, variance, beta, gamma, 1e-3)
+
+
+@op
+def concat(x, y):
+    return tf.concat([x, y], axis=-1)
+
+
+@op
+def flatten(x):
+    return tf.reshape(x, (x.shape[0], -1))
+
+
+@op
+def softmax_cross_entropy(logits, labels):
+    return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
+
+
+@op
+def sigmoid_cross_entropy(logits, labels):
+    return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(tf.cast(labels, logits.dtype), logits))
+
+
+_XLA = {
+    "lstm": functools.partial(_lstm, unroll=0),
+    "bilstm": functools.partial(_bilstm, unroll=0),
+    "embedding_average": _gathered_average,
+}
+
+
+def _ops(mode, **replaced):
+    """Return the op functions of a mode, as models and programs call them."""
+    return bare_ops(sys.modules[__name__], **(_XLA if mode == "xla" else {}), **replaced)
+
+
+def _function(function, mode):
+    return tf.function(function, autograph=False, jit_compile=mode == "xla")
+
+
+def _program(function, mode):
+    """Return ``function`` traced for the shapes of its first call, and anew when others come."""
+    traced = _function(function, mode)
+    concrete = None
+
+    def run(*args):
+        nonlocal concrete
+        if concrete is not None:
+            try:
+                return concrete(*args)
+            except TypeError:  # other shapes
+                pass
+        concrete = traced.get_concrete_function(*args)
+        return concrete(*args)
+
+    return run
+
+
+@program
+def forward(op, options, mode):
+    return _program(functools.partial(getattr(_ops(mode), op), **options), mode)
+
+
+@program
+def forward_backward(op, options, mode):
+    function = functools.partial(getattr(_ops(mode), op), **options)
+
+    def value_and_gradients(args, dy):
+        floats = [a for a in args if a.dtype.is_floating]
+        with tf.GradientTape() as tape:
+            tape.watch(floats)
+            y = function(*args)
+        return y, _gradients(tape, y, floats, dy)
+
+    return _program(value_and_gradients, mode)
+
+
+def _gradients(tape, y, sources, dy=None):
+    """Return dense gradients, zero for a source that ``y`` does not depend on."""
+    gradients = tape.gradient(y, sources, dy, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    return [tf.convert_to_tensor(g) for g in gradients]  # tf.gather gives an IndexedSlices
+
+
+class _Trainer:
+    """A whole training step in one ``tf.function``; the optimizers are TensorFlow's kernels of Keras' formulas."""
+
+    def __init__(self, model, params, optimizer, mode, seed):
+        self._model, self._optimizer, self._mode, self._seed = model, optimizer, mode, seed
+        self._params = {name: tf.Variable(value) for name, value in params.items()}
+        slots = 2 if optimizer.name == "rmsprop" else optimizers.STATES[optimizer.name]  # its kernel has a momentum
+        self._slots = [[tf.Variable(np.zeros_like(p)) for _ in range(slots)] for p in params.values()]
+        self._count = tf.Variable(0, dtype=tf.int64)
+        self.step = _function(self._step, mode)
+        self.evaluate = _function(self._evaluate, mode)
+
+    def _step(self, x, labels):
+        places = itertools.count()
+
+        def drop(x, *, rate=0.0):
+            seed = tf.stack([self._seed, (next(places) << 32) + self._count])
+            return tf.nn.experimental.stateless_dropout(x, rate, seed, rng_alg="philox")
+
+        weights = list(self._params.values())
+        with tf.GradientTape() as tape:
+            loss, _ = self._loss(x, labels, drop if self._model.dropout else _keep, training=True)
+        for weight, slots, gradient in zip(weights, self._slots, _gradients(tape, loss, weights), strict=True):
+            _update(self._optimizer, weight.handle, [s.handle for s in slots], gradient, self._count)
+        self._count.assign_add(1)
+        return loss
+
+    def _evaluate(self, x, labels):
+        loss, logits = self._loss(x, labels, _keep, training=False)
+        one_of_many = self._model.loss == "softmax_cross_entropy"
+        predicted = tf.argmax(logits, axis=-1, output_type=tf.int32) if one_of_many else tf.cast(logits > 0, tf.int32)
+        return loss, tf.reduce_sum(tf.cast(predicted == labels, tf.int32))
+
+    def _loss(self, x, labels, drop, training):
+        ops = _ops(self._mode, dropout=drop, batch_norm=functools.partial(batch_norm.bare, training=training))
+        logits = self._model.apply(ops, self._params, x)
+        return getattr(ops, self._model.loss)(logits, labels), logits
+
+    def params(self):
+        return {name: weight.numpy() for name, weight in self._params.items()}
+
+
+def _keep(x, *, rate=0.0):
+    return x
+
+
+def _update(optimizer, weight, slots, gradient, count):
+    step = tf.cast(count, gradient.dtype)
+    lr, rho, epsilon = optimizers.rate(optimizer, step), optimizer.rho, optimizer.epsilon
+    common = {"var": weight, "lr": lr, "epsilon": epsilon, "grad": gradient}
+    if optimizer.name == "sgd":
+        tf.raw_ops.ResourceApplyGradientDescent(var=weight, alpha=lr, delta=gradient)
+    elif optimizer.name == "rmsprop":
+        tf.raw_ops.ResourceApplyRMSProp(**common, ms=slots[0], mom=slots[1], rho=rho, momentum=0.0)
+    elif optimizer.name == "adadelta":
+        tf.raw_ops.ResourceApplyAdadelta(**common, accum=slots[0], accum_update=slots[1], rho=rho)
+    else:
+        beta1, beta2 = optimizer.beta_1, optimizer.beta_2
+        powers = {"beta1_power": beta1 ** (step + 1), "beta2_power": beta2 ** (step + 1)}
+        tf.raw_ops.ResourceApplyAdam(**common, m=slots[0], v=slots[1], beta1=beta1, beta2=beta2, **powers)
+
+
+def trainer(model, params, optimizer, mode, seed=0):
+    check_choice("mode", mode, MODES)
+    return _Trainer(model, params, optimizer, mode, seed)
+
+
+def implementation(case, mode=MODES[0]):
+    if mode == "xla":
+        return {"lstm": "XLA while loop", "bilstm": "two XLA while loops"}.get(case.op, "XLA")
+    if case.is_model:
+        return "one graph a step"
+    if case.op in ("lstm", "bilstm"):
+        steps = dict(case.dims)["T"]
+        return f"graph of {steps} steps" if steps <= UNROLL else "while loop"
+    if case.op in ("embedding", "embedding_average"):
+        return "gather kernel" if case.op == "embedding" else "SparseSegmentMean kernel"
+    library = (
+        "CUDA" if _settings["device"] == "cuda" else "oneDNN" if _onednn() and case.dtype != "float64" else "Eigen"
+    )
+    kernels = {"dense": "matmul", "conv2d": "convolution", "max_pool2d": "max pooling"}
+    return f"{library} {kernels[case.op]}" if case.op in kernels else "TensorFlow kernels"
+
+
+def _onednn():
+    """Return whether TensorFlow uses oneDNN, which it does on x86 unless told otherwise."""
+    default = platform.machine() in ("x86_64", "AMD64") and sys.platform != "darwin"
+    return os.environ.get("TF_ENABLE_ONEDNN_OPTS", str(default)).lower() in ("1", "true")
+
+
+def describe():
+    threads = tf.config.threading.get_intra_op_parallelism_threads() or int(os.environ.get("TF_NUM_INTRAOP_THREADS", 0))
+    return {
+        **_settings,
+        "threads": threads or None,
+        "versions": {"tensorflow": tf.__version__, "numpy": np.__version__},
+        "libraries": {"oneDNN": "on" if _onednn() else "off"},
+    }
+
+
+setup()

@@ -1,0 +1,346 @@
+"""PyTorch: eager with autograd, or compiled by ``torch.compile``.
+
+Arrays keep the contract's layout; where a kernel wants another one it gets a view: NHWC images are NCHW tensors in
+the channels_last format, and a transposed matrix costs the library nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shutil
+import sys
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from shim import contract, models
+from shim.models import optimizers
+from shim.protocol import bare_ops, check_choice, op, program
+
+DEVICES = ("cpu", "cuda")
+MODES = ("eager", "compile")
+
+# torch.compile would unroll a recurrence with gradients step by step and be busy with 100 steps for minutes; it
+# leaves torch.nn.LSTM to the library too.
+_UNCOMPILED = ("lstm", "bilstm")
+
+_module = sys.modules[__name__]
+_device = torch.device("cpu")
+
+
+class CompilerMissing(RuntimeError):
+    """``torch.compile`` finds no C++ compiler; the message names the command that mends it."""
+
+
+def setup(device="cpu", precision="float32", threads=None):
+    """Choose device, matmul precision and thread count; ``tf32`` is for CUDA devices."""
+    global _device
+    check_choice("device", device, DEVICES)
+    check_choice("precision", precision, ("float32", "tf32") if device == "cuda" else ("float32",))
+    if device == "cuda" and not torch.cuda.is_available():
+        reason = "it sees no GPU" if torch.version.cuda else "it was built without CUDA"
+        raise ValueError(f"device 'cuda' is not available to torch {torch.__version__}: {reason}; use device 'cpu'")
+    if threads is not None:
+        if threads < 1:
+            raise ValueError(f"threads must be at least 1, got {threads}")
+        torch.set_num_threads(threads)
+    _device = torch.device(device)
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
+def to_device(value):
+    return torch.tensor(value, device=_device)
+
+
+def to_numpy(array):
+    return np.array(array.numpy(force=True))
+
+
+def synchronize(outputs):
+    if _device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+@op
+def dense(x, w, b, *, activation=None):
+    y = torch.addmm(b, x, w)
+    return F.relu(y, inplace=True) if activation == "relu" else y
+
+
+@op
+def conv2d(x, w, b, *, stride=1, padding="valid", activation=None):
+    """``F.conv2d`` on a channels_last view."""
+    x, pads = x.permute(0, 3, 1, 2), (0, 0)
+    if padding == "same":
+        (top, bottom), (left, right) = (
+            contract.same_padding(length, kernel, stride)
+            for length, kernel in zip(x.shape[2:], w.shape[:2], strict=True)
+        )
+        if (top, left) == (bottom, right):
+            pads = top, left
+        else:
+            x = F.pad(x, (left, right, top, bottom))
+    y = F.conv2d(x, w.permute(3, 2, 0, 1), b, stride, pads)
+    return (F.relu(y, inplace=True) if activation == "relu" else y).permute(0, 2, 3, 1)
+
+
+def _recurrent(x, directions):
+    """``torch.lstm``, the function behind ``torch.nn.LSTM``; the second of its two biases is zero."""
+    weights = [tensor for w_x, w_h, b in directions for tensor in (w_x.t(), w_h.t(), b, torch.zeros_like(b))]
+    w_h = directions[0][1]
+    zero = x.new_zeros(len(directions), x.shape[0], w_h.shape[0])
+    train = torch.is_grad_enabled() and w_h.requires_grad
+    outputs, last, _ = torch.lstm(x, (zero, zero), weights, True, 1, 0.0, train, len(directions) == 2, True)
+    return outputs, last
+
+
+@op
+def lstm(x, w_x, w_h, b, *, return_sequences=False, reverse=False):
+    """``torch.lstm``; it has no reverse direction of its own, so the input is flipped."""
+    outputs, last = _recurrent(x.flip(1) if reverse else x, [(w_x, w_h, b)])
+    if not return_sequences:
+        return last[0]
+    return outputs.flip(1) if reverse else outputs
+
+
+@op
+def bilstm(x, w_x, w_h, b, w_x_reverse, w_h_reverse, b_reverse, *, return_sequences=False):
+    """``torch.lstm`` with ``bidirectional=True``."""
+    outputs, last = _recurrent(x, [(w_x, w_h, b), (w_x_reverse, w_h_reverse, b_reverse)])
+    return outputs if return_sequences else torch.cat((last[0], last[1]), dim=-1)
+
+
+@op
+def embedding_average(ids, table, *, padding_id=None):
+    return F.embedding_bag(ids, table, mode="mean", padding_idx=padding_id)
+
+
+@op
+def embedding(ids, table):
+    return F.embedding(ids, table)
+
+
+@op
+def max_pool2d(x, *, pool=2):
+    """``F.max_pool2d`` on a channels_last view."""
+    return F.max_pool2d(x.permute(0, 3, 1, 2), pool).permute(0, 2, 3, 1)
+
+
+@op
+def relu(x):
+    return F.relu(x)
+
+
+@op
+def dropout(x, *, rate=0.0):
+    """``F.dropout`` with torch's global generator."""
+    return F.dropout(x, rate)
+
+
+@op
+def batch_norm(x, gamma, beta, mean, variance, *, training=False):
+    """``F.batch_norm``; it takes given moments for constants, so their gradients need the formula itself."""
+    if training:
+        return F.batch_norm(x, None, None, gamma, beta, training=True, eps=1e-3)
+    if torch.is_grad_enabled() and (mean.requires_grad or variance.requires_grad):
+        return (x - mean) * torch.rsqrt(variance + 1e-3) * gamma + beta
+    return F.batch_norm(x, mean, variance, gamma, beta, eps=1e-3)
+
+
+@op
+def concat(x, y):
+    return torch.cat((x, y), dim=-1)
+
+
+@op
+def flatten(x):
+    return torch.flatten(x, 1)
+
+
+@op
+def softmax_cross_entropy(logits, labels):
+    """``F.cross_entropy``, which takes int64 labels only."""
+    return F.cross_entropy(logits, labels.long())
+
+
+@op
+def sigmoid_cross_entropy(logits, labels):
+    return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+
+
+def _compile(function, fullgraph=True):
+    """``torch.compile`` for fixed shapes."""
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    if shutil.which(compiler) is None:
+        raise CompilerMissing(
+            f"torch.compile needs the C++ compiler {compiler!r}, which is not on the PATH; "
+            "install it (Debian: apt install g++), name another one in CXX, or use mode 'eager'"
+        )
+    import torch._dynamo
+
+    # Every program of an op counts as a recompilation of the same Python function; above 8 torch gives up.
+    torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 100_000
+    return torch.compile(function, fullgraph=fullgraph, dynamic=False)
+
+
+def _function(op, options, mode):
+    function = functools.partial(getattr(_module, op).bare, **options)
+    return _compile(function) if mode == "compile" and op not in _UNCOMPILED else function
+
+
+@program
+def forward(op, options, mode):
+    """The op itself: arrays from :func:`to_device` require no gradient, so nothing is recorded."""
+    return _function(op, options, mode)
+
+
+@program
+def forward_backward(op, options, mode):
+    """``torch.autograd.grad``, which returns gradients and accumulates none; unused arguments get zeros."""
+    function = _function(op, options, mode)
+    is_float = [argument.is_float for argument in contract.op(op).arguments]
+
+    def run(args, dy):
+        args = [a.detach().requires_grad_() if f else a for a, f in zip(args, is_float, strict=True)]
+        leaves = [a for a, f in zip(args, is_float, strict=True) if f]
+        y = function(*args)
+        return y.detach(), torch.autograd.grad(y, leaves, dy, materialize_grads=True)
+
+    return run
+
+
+def _rmsprop(params, squares, lr, rho, epsilon):
+    """Keras' RMSprop has epsilon inside the root; ``torch.optim.RMSprop`` has it outside."""
+    grads = [p.grad for p in params]
+    torch._foreach_mul_(squares, rho)
+    torch._foreach_addcmul_(squares, grads, grads, 1 - rho)
+    roots = torch._foreach_add(squares, epsilon)
+    torch._foreach_sqrt_(roots)
+    torch._foreach_addcdiv_(params, grads, roots, -lr)
+
+
+def _updater(optimizer, params):
+    """Return ``update(step)``, which moves the parameters by their gradients."""
+    lr, rho, epsilon = optimizer.learning_rate, optimizer.rho, optimizer.epsilon
+    if optimizer.name == "rmsprop":
+        squares = [torch.zeros_like(p) for p in params]
+        return torch.no_grad()(lambda step: _rmsprop(params, squares, optimizers.rate(optimizer, step), rho, epsilon))
+    if optimizer.name == "adam":
+        kernel = torch.optim.Adam(params, lr, (optimizer.beta_1, optimizer.beta_2), epsilon, fused=True)
+    elif optimizer.name == "adadelta":
+        kernel = torch.optim.Adadelta(params, lr, rho, epsilon, foreach=True)
+    else:
+        kernel = torch.optim.SGD(params, lr, fused=True)
+    group = kernel.param_groups[0]
+
+    def update(step):
+        group["lr"] = optimizers.rate(optimizer, step)
+        if optimizer.name == "adam":  # torch adds epsilon to the corrected root, Keras to the root as it is
+            group["eps"] = epsilon / (1 - optimizer.beta_2 ** (step + 1)) ** 0.5
+        kernel.step()
+
+    return update
+
+
+class _Trainer:
+    def __init__(self, model, params, optimizer, mode, seed):
+        torch.manual_seed(seed)
+        self._params = {name: to_device(value).requires_grad_() for name, value in params.items()}
+        self._update = _updater(optimizer, list(self._params.values()))
+        self._steps = 0
+        compiled = mode == "compile"
+        outside = {name: torch.compiler.disable(getattr(_module, name).bare) for name in _UNCOMPILED if compiled}
+        moments = functools.partial(batch_norm.bare, training=True)
+        training = bare_ops(_module, batch_norm=moments, **outside, **({} if model.dropout else {"dropout": _identity}))
+        inference = bare_ops(_module, dropout=_identity, **outside)
+
+        def loss(params, x, labels):
+            return getattr(training, model.loss)(model.apply(training, params, x), labels)
+
+        def evaluation(params, x, labels):
+            logits = model.apply(inference, params, x)
+            predicted = logits.argmax(dim=-1) if logits.ndim == 2 else logits > 0
+            return getattr(inference, model.loss)(logits, labels), (predicted == labels).sum()
+
+        self._loss = _compile(loss, fullgraph=False) if compiled else loss
+        self._evaluation = _compile(evaluation, fullgraph=False) if compiled else evaluation
+
+    def step(self, x, labels):
+        loss = self._loss(self._params, x, labels)
+        loss.backward()
+        self._update(self._steps)
+        self._steps += 1
+        for param in self._params.values():
+            param.grad = None
+        return loss.detach()
+
+    @torch.inference_mode()
+    def evaluate(self, x, labels):
+        return self._evaluation(self._params, x, labels)
+
+    def params(self):
+        return {name: to_numpy(value) for name, value in self._params.items()}
+
+
+def _identity(x, *, rate=0.0):
+    return x
+
+
+def trainer(model, params, optimizer, mode, seed=0):
+    """Autograd and torch's own optimizer kernels; compiled mode compiles the loss and its gradient."""
+    check_choice("mode", mode, MODES)
+    return _Trainer(model, params, optimizer, mode, seed)
+
+
+def implementation(case, mode=MODES[0]):
+    """Name the kernel by the conditions that torch itself goes by."""
+    if case.is_model:
+        kernel = {"sgd": "fused", "adam": "fused"}.get(models.load(case.op).optimizer.name, "foreach")
+        return f"{'eager ops' if mode == 'eager' else 'inductor'}, autograd, {kernel} optimizer"
+    kernel = _kernel(case)
+    if mode == "eager" or case.op in _UNCOMPILED:
+        return kernel if mode == "eager" else f"{kernel}, not compiled"
+    generated = f"inductor's {'Triton' if _device.type == 'cuda' else 'C++'}"
+    return f"{kernel} and {generated}" if case.op in ("dense", "conv2d", "embedding_average") else generated
+
+
+def _kernel(case):
+    cuda, n = _device.type == "cuda", dict(case.dims)
+    if case.op == "dense":
+        return "cuBLAS addmm" if cuda else f"{_built_with('BLAS_INFO=').upper()} addmm"
+    if case.op == "conv2d":
+        x = torch.empty((n["N"], n["C"], n["H"], n["W"]), dtype=getattr(torch, case.dtype), device=_device)
+        w = x.new_empty((n["O"], n["C"], n["R"], n["S"]))
+        chosen = torch._C._select_conv_backend(x, w, None, (1, 1), (0, 0), (1, 1), False, (0, 0), 1).name
+        known = {"Mkldnn": "oneDNN convolution", "Cudnn": "cuDNN convolution", "Slow2d": "ATen im2col convolution"}
+        return known.get(chosen, f"ATen convolution ({chosen})")
+    if case.op in _UNCOMPILED:
+        if cuda and torch.backends.cudnn.is_available():
+            return "cuDNN LSTM"
+        onednn = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+        return "oneDNN LSTM" if onednn and not cuda and case.dtype == "float32" else "ATen LSTM loop"
+    return f"ATen {'embedding_bag' if case.op == 'embedding_average' else case.op}"
+
+
+def _built_with(label):
+    found = re.search(re.escape(label) + r"([\w.]+)", torch.__config__.show())
+    return found[1] if found else "unknown"
+
+
+def describe():
+    cuda = _device.type == "cuda"
+    libraries = {"oneDNN": _built_with("MKL-DNN v"), "BLAS": _built_with("BLAS_INFO=")}
+    return {
+        "device": torch.cuda.get_device_name() if cuda else f"cpu ({torch.backends.cpu.get_cpu_capability()})",
+        "precision": "tf32" if torch.get_float32_matmul_precision() == "high" else "float32",
+        "threads": torch.get_num_threads(),
+        "versions": {"torch": torch.__version__, "numpy": np.__version__},
+        "libraries": libraries | ({"cuDNN": str(torch.backends.cudnn.version())} if cuda else {}),
+    }
+
+
+setup()

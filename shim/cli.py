@@ -1,0 +1,367 @@
+"""The command line. Each command is a thin layer over one module; frameworks are loaded in their own processes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+
+import shim
+
+EPILOGUES = {
+    "backends": "Examples:\n\n\b\n  shim backends\n  shim backends --json",
+    "env": "Examples:\n\n\b\n  shim env                        what is there\n"
+    "  shim env torch jax              create or update two environments\n"
+    "  shim env tensorflow@2.16.2      another version beside the pinned one\n"
+    "  shim env --remove torch",
+    "check": "Examples:\n\n\b\n  shim check                      every installed backend\n"
+    "  shim check torch --op lstm\n  shim check --json > parity.json",
+    "bench": "Examples:\n\n\b\n  shim bench --set smoke --quick\n"
+    "  shim bench --model mnist_mlp --model imdb_bidirectional_lstm\n"
+    "  shim bench --backends torch,jax --modes all\n"
+    "  shim bench --case lstm/forward/N32-T100-I128-H64/float32\n"
+    "  shim bench --backends numpy,numpy@1.26.4\n"
+    "  shim bench --resume .shim/runs/20260101-120000-article.jsonl",
+    "report": "Examples:\n\n\b\n  shim report .shim/runs/20260101-120000-article.jsonl\n"
+    "  shim report RUN --baseline torch --output page.html\n  shim report RUN --json",
+    "train": "Examples:\n\n\b\n  shim train mnist_mlp\n"
+    "  shim train imdb_bidirectional_lstm --backends tensorflow --epochs 4\n"
+    "  SHIM_DATA=~/data shim train mnist_mlp --backends torch,jax --json",
+}
+
+
+class Progress:
+    """A progress bar on standard error; silent where that is no terminal."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        console = Console(stderr=True)
+        self._bar = Bar(
+            TextColumn("[progress.description]{task.description}", table_column=None),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task: Any = None
+
+    def start(self, total: int, description: str = "") -> None:
+        from rich.markup import escape
+
+        self._bar.start()
+        self._task = self._bar.add_task(escape(description), total=total)
+
+    def advance(self, text: str | None = None, steps: int = 1) -> None:
+        from rich.markup import escape
+
+        if self._task is not None:
+            self._bar.update(self._task, advance=steps, description=escape(text) if text else None)
+
+    def stop(self) -> None:
+        self._bar.stop()
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+            self._task = None
+
+
+class Group(click.Group):
+    """Commands that end in one line and status 1, not in a traceback, when the user can mend what went wrong."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise click.ClickException("interrupted") from None
+        except (ValueError, RuntimeError, OSError) as error:
+            if ctx.params.get("debug"):
+                raise
+            raise click.ClickException(str(error) or type(error).__name__) from None
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(shim.__version__, prog_name="shim")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def main(debug: bool) -> None:
+    """Find out which deep-learning backend is fastest for an op or a model on this machine, and why.
+
+    Start with 'shim env torch jax', then 'shim bench --set smoke --quick'.
+    """
+
+
+def command(function: Callable[..., None]) -> click.Command:
+    return main.command(epilog=EPILOGUES[function.__name__])(function)
+
+
+def _split(values: Iterable[str]) -> list[str]:
+    return [part for value in values for part in value.split(",") if part]
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(soft_wrap=False)
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _targets(chosen: Iterable[str]) -> list[str]:
+    """Return the targets asked for, or all that are installed; the error names the command that installs one."""
+    from shim import environments
+
+    targets = _split(chosen)
+    for target in targets:
+        environments.python(target)
+    if targets:
+        return targets
+    targets = [target for target in environments.installed() if "@" not in target and target != "null"]
+    if not targets:
+        raise RuntimeError("no backend is installed yet; run 'shim env numpy tensorflow jax torch'")
+    return targets
+
+
+backends_option = click.option(
+    "--backends", "-b", multiple=True, metavar="NAMES", help="Backends, comma-separated; default: all installed."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+baseline_option = click.option("--baseline", metavar="NAME", help="What ratios compare with; default: tensorflow.")
+
+
+@command
+@json_option
+def backends(as_json: bool) -> None:
+    """List the backends: what is installed, versions, devices and modes."""
+    from shim import listing
+
+    rows = listing.backends()
+    if as_json:
+        _print_json(rows)
+        return
+    from rich.table import Table
+
+    table = Table("backend", "state", "versions", "devices", "modes")
+    for row in rows:
+        versions = ", ".join(f"{name} {version}" for name, version in row["versions"].items())
+        table.add_row(row["target"], row["state"], versions, ", ".join(row["devices"]), ", ".join(row["modes"]))
+    _console().print(table)
+
+
+@command
+@click.argument("targets", nargs=-1)
+@click.option("--recreate", is_flag=True, help="Build anew even what is up to date.")
+@click.option("--remove", is_flag=True, help="Delete the environments named.")
+@json_option
+def env(targets: tuple[str, ...], recreate: bool, remove: bool, as_json: bool) -> None:
+    """Create environments, one a backend or a version of it; without names, list them.
+
+    A backend that cannot be installed is reported with its reason and the others go on.
+    """
+    from shim import environments, listing
+
+    chosen = _split(targets)
+    if remove:
+        for target in chosen:
+            environments.remove(target)
+    elif chosen:
+        failed = environments.ensure(chosen, progress=Progress(), recreate=recreate)
+        reasons = [f"{target}: {reason}" for target, reason in failed.items() if reason]
+        if reasons and not as_json:
+            raise click.ClickException("could not be installed:\n  " + "\n  ".join(reasons))
+    rows = listing.table()
+    if as_json:
+        _print_json(rows)
+    else:
+        from rich.markup import escape
+        from rich.table import Table
+
+        table = Table("target", "state", "versions", "size", "reason")
+        for row in rows:
+            cells = (row["target"], row["state"], row["versions"], row["size"], row["reason"] or "")
+            table.add_row(*map(escape, cells))
+        _console().print(table)
+
+
+@command
+@click.argument("targets", nargs=-1)
+@click.option("--op", "ops", multiple=True, help="Only this op; may be repeated.")
+@click.option("--mode", "modes", multiple=True, help="Only this mode; may be repeated.")
+@json_option
+def check(targets: tuple[str, ...], ops: tuple[str, ...], modes: tuple[str, ...], as_json: bool) -> None:
+    """Compare every op of the installed backends with the contract, forward and every gradient."""
+    from shim import check as checking
+    from shim import contract
+
+    for name in ops:
+        contract.op(name)
+    results = {}
+    for target in _targets(targets):
+        progress, outcomes = Progress(), []
+        try:
+            for outcome in checking.check(target, modes, ops, progress):
+                outcomes.append(outcome)
+        finally:
+            progress.stop()
+        results[target] = checking.summary(outcomes)
+        if not as_json:
+            _print_check(target, results[target])
+    if as_json:
+        _print_json(results)
+    if any(result["failed"] for result in results.values()):
+        sys.exit(1)
+
+
+def _print_check(target: str, result: dict[str, Any]) -> None:
+    worst = f", worst error {result['worst']:.2f} of the tolerance" if result["worst"] is not None else ""
+    click.echo(f"{target}: {result['passed']} passed, {result['failed']} failed{worst}")
+    for failure in result["failures"]:
+        click.echo(f"  {failure['mode']} {failure['case']}: {failure['error']}")
+
+
+@command
+@click.option("--set", "case_set", default="article", show_default=True, help="article, models or smoke.")
+@click.option("--model", "models", multiple=True, help="Only the layers of this model; may be repeated.")
+@click.option("--case", "ids", multiple=True, help="A case by its id instead of a set; may be repeated.")
+@backends_option
+@click.option("--modes", type=click.Choice(["default", "all"]), default="default", show_default=True)
+@click.option("--quick", is_flag=True, help="Few samples, to see that everything works; too few for a claim.")
+@click.option("--rounds", type=click.IntRange(1), help="Fresh processes for each backend.")
+@click.option("--sweeps", type=click.IntRange(1), help="Blocks of each case in each round.")
+@click.option("--block-seconds", type=click.FloatRange(0, min_open=True), help="Length of a block.")
+@click.option("--threads", type=click.IntRange(1), help="Threads for each backend; default: all cores.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the order of blocks.")
+@click.option("--dtype", default="float32", show_default=True)
+@baseline_option
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="The run file; default: .shim/runs/.")
+@click.option("--resume", type=click.Path(exists=True, path_type=Path), help="Go on with an interrupted run.")
+@json_option
+def bench(
+    case_set: str,
+    models: tuple[str, ...],
+    ids: tuple[str, ...],
+    backends: tuple[str, ...],
+    modes: str,
+    quick: bool,
+    rounds: int | None,
+    sweeps: int | None,
+    block_seconds: float | None,
+    threads: int | None,
+    seed: int,
+    dtype: str,
+    baseline: str | None,
+    output: Path | None,
+    resume: Path | None,
+    as_json: bool,
+) -> None:
+    """Compare backends side by side on this machine, parity first, and write a report."""
+    from shim import cases
+    from shim.measure import bench as benching
+
+    if resume:
+        run, path = benching.resume(resume, progress=Progress()), resume
+    else:
+        chosen = [cases.parse(id) for id in ids] or cases.case_set(case_set, models, dtype)
+        path = output or _run_path("case" if ids else case_set)
+        run = benching.run(
+            path,
+            targets=_targets(backends),
+            cases=chosen,
+            modes=modes,
+            quick=quick,
+            seed=seed,
+            threads=threads,
+            baseline=baseline,
+            progress=Progress(),
+            rounds=rounds,
+            sweeps=sweeps,
+            block_seconds=block_seconds,
+        )
+    _show(run, path, baseline, path.with_suffix(".html"), as_json)
+    if run.failures:
+        sys.exit(1)
+
+
+def _run_path(name: str) -> Path:
+    from datetime import datetime
+
+    from shim import environments
+
+    return environments.home() / "runs" / f"{datetime.now():%Y%m%d-%H%M%S}-{name}.jsonl"
+
+
+def _show(run: Any, path: Path, baseline: str | None, page_path: Path, as_json: bool) -> None:
+    from shim.report import page, table
+
+    page_path = page.write(run, page_path, baseline)
+    if as_json:
+        _print_json(table.as_json(run, baseline))
+    else:
+        table.print_run(run, _console(), baseline)
+        click.echo(f"run file  {path}\nreport    {page_path}")
+
+
+@command
+@click.argument("run", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@baseline_option
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="The page; default: beside the run file.")
+@json_option
+def report(run: Path, baseline: str | None, output: Path | None, as_json: bool) -> None:
+    """Print a run file as a table and write it as a page that opens without internet."""
+    from shim.measure import runfile
+
+    _show(runfile.read(run), run, baseline, output or run.with_suffix(".html"), as_json)
+
+
+@command
+@click.argument("model")
+@backends_option
+@click.option("--epochs", type=click.IntRange(1), help="Default: as many as the article.")
+@click.option("--seed", default=0, show_default=True, help="Seed of weights, batches and dropout.")
+@click.option("--mode", help="A mode of the backend instead of its default.")
+@click.option("--limit", type=click.IntRange(1), help="Train on the first samples only.")
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="The run file; default: .shim/runs/.")
+@json_option
+def train(
+    model: str,
+    backends: tuple[str, ...],
+    epochs: int | None,
+    seed: int,
+    mode: str | None,
+    limit: int | None,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """Train a model on real data, on each backend from the same weights and batches."""
+    from shim import models
+    from shim import train as training
+
+    models.load(model)
+    path = output or _run_path(model)
+    run = training.train(
+        model,
+        _targets(backends),
+        epochs=epochs,
+        seed=seed,
+        mode=mode,
+        limit=limit,
+        path=path,
+        progress=Progress(),
+    )
+    _show(run, path, None, path.with_suffix(".html"), as_json)
+    if run.failures:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""The clock: how a program is built, warmed up, calibrated and timed, the same way wherever anything is timed.
+
+A block is one loop of calls with a single synchronisation at its end, so that asynchronous backends may overlap host
+and device as they do in use. This module needs only the standard library.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import repeat
+from time import perf_counter, process_time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from shim.cases import Case
+
+Call = Callable[[], Any]
+Synchronize = Callable[[Any], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A case on a backend, ready for the clock. ``run`` is the built program, or the trainer of a model."""
+
+    call: Call
+    synchronize: Synchronize
+    build_seconds: float
+    first_call_seconds: float
+    run: Any
+
+
+def prepare(backend: ModuleType, case: Case, mode: str, seed: int = 0) -> Prepared:
+    """Build a case, put its arrays on the device and call it once; building and first call are timed apart.
+
+    Nothing here says that the result is right: that is for :func:`shim.parity.verify`, before any further timing.
+    """
+    make = _trainer if case.is_model else _program
+    run, call, build_seconds = make(backend, case, mode, seed)
+    start = perf_counter()
+    backend.synchronize(call())
+    return Prepared(call, backend.synchronize, build_seconds, perf_counter() - start, run)
+
+
+def bind(program: Any, args: Sequence[Any], dy: Any = None) -> Call:
+    """Return the bare program with its arguments: forward, or forward and backward where ``dy`` is given."""
+    return functools.partial(program.bare, *args) if dy is None else functools.partial(program.bare, list(args), dy)
+
+
+def _program(backend: ModuleType, case: Case, mode: str, seed: int) -> tuple[Any, Call, float]:
+    backward = case.direction == "forward_backward"
+    args, dy = case.arrays(seed)
+    on_device = [backend.to_device(value) for value in args]
+    gradient = backend.to_device(dy) if backward else None
+    backend.synchronize((on_device, gradient) if backward else on_device)
+    start = perf_counter()
+    build = backend.forward_backward if backward else backend.forward
+    program = build(case.op, dict(case.options), mode)
+    return program, bind(program, on_device, gradient), perf_counter() - start
+
+
+def _trainer(backend: ModuleType, case: Case, mode: str, seed: int) -> tuple[Any, Call, float]:
+    from shim import models
+
+    model = models.load(case.op, **dict(case.options))
+    params = model.initial(seed, case.dtype)
+    x, labels = (backend.to_device(value) for value in model.batch(seed, case.dtype, dict(case.dims)["N"]))
+    backend.synchronize((x, labels))
+    start = perf_counter()
+    trainer = backend.trainer(model, params, model.optimizer, mode, seed)
+    return trainer, functools.partial(trainer.step, x, labels), perf_counter() - start
+
+
+def block(call: Call, synchronize: Synchronize, loops: int) -> tuple[float, float, float]:
+    """Time ``loops`` calls; return (seconds a call, CPU seconds of all threads, wall seconds)."""
+    with _collector_off():
+        cpu = process_time()
+        start = perf_counter()
+        for _ in repeat(None, loops):
+            outputs = call()
+        synchronize(outputs)
+        wall = perf_counter() - start
+        cpu = process_time() - cpu
+    return wall / loops, cpu, wall
+
+
+def calibrate(call: Call, synchronize: Synchronize, seconds: float) -> int:
+    """Return the number of calls that takes about ``seconds``, at least 1."""
+    loops = 1
+    while True:
+        each, _, wall = block(call, synchronize, loops)
+        wanted = max(1, round(seconds / each)) if each > 0 else 10 * loops
+        if wall >= 0.5 * seconds or wanted <= loops:
+            return wanted
+        loops = min(wanted, 10 * loops)
+
+
+def warm_up(call: Call, synchronize: Synchronize, chunk_seconds: float = 0.02, limit_seconds: float = 1.0) -> float:
+    """Call until two chunks in a row bring no further gain of 5 %, or until ``limit_seconds``; return the seconds."""
+    start = perf_counter()
+    loops, best, calm = 1, float("inf"), 0
+    while calm < 2 and perf_counter() - start < limit_seconds:
+        each, _, wall = block(call, synchronize, loops)
+        if wall >= 0.5 * chunk_seconds:
+            calm = 0 if each < 0.95 * best else calm + 1
+            best = min(best, each)
+        loops = max(1, min(10 * loops, round(chunk_seconds / each))) if each > 0 else 10 * loops
+    return perf_counter() - start
+
+
+def rewarm(call: Call, synchronize: Synchronize, seconds: float) -> None:
+    """Make a few untimed calls after a pause: at least three if they fit into ``seconds``, and always one."""
+    start = perf_counter()
+    calls, elapsed = 0, 0.0
+    while calls == 0 or elapsed < 0.4 * seconds or (calls < 3 and elapsed < seconds):
+        synchronize(call())
+        calls, elapsed = calls + 1, perf_counter() - start
+
+
+@contextmanager
+def _collector_off() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

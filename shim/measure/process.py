@@ -1,0 +1,123 @@
+"""A worker process as its parent sees it: started, asked one thing at a time, stopped in between, never left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+#: Seconds without an answer after which a worker counts as hanging.
+TIMEOUTS = {"load": 300.0, "prepare": 900.0, "block": 300.0}
+
+
+class WorkerDied(RuntimeError):
+    """A worker is gone; the message says how."""
+
+
+def variables(threads: int, device: str) -> dict[str, str]:
+    """Return what is set for every worker, whatever its backend, before its framework is imported."""
+    count = str(threads)
+    chosen = {
+        "OMP_NUM_THREADS": count,
+        "OPENBLAS_NUM_THREADS": count,
+        "MKL_NUM_THREADS": count,
+        "NPROC": count,  # XLA's thread pool
+        "TF_NUM_INTRAOP_THREADS": count,
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
+        "PYTHONHASHSEED": "0",
+    }
+    return chosen | ({"CUDA_VISIBLE_DEVICES": "-1", "JAX_PLATFORMS": "cpu"} if device == "cpu" else {})
+
+
+class Worker:
+    """One worker process. It runs only while it is asked something; otherwise it is stopped (SIGSTOP).
+
+    An idle worker is not enough: threads that spin after their last call slow down whoever comes next.
+    """
+
+    def __init__(self, python: Path, environ: Mapping[str, str], cpus: Sequence[int]) -> None:
+        self._said = tempfile.TemporaryFile()
+        command = [str(python), "-P", "-m", "shim.measure.worker", str(os.getpid()), ",".join(map(str, cpus))]
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
+            env=environ,
+            start_new_session=True,  # Ctrl-C is for the parent alone
+        )
+        self._rest = b""
+        self._alive = True
+
+    def ask(self, command: str, **request: Any) -> dict[str, Any]:
+        """Send a request and return the reply. Raises :class:`WorkerDied` if there will be none."""
+        assert self._process.stdin
+        line = json.dumps({"command": command} | request) + "\n"
+        try:
+            self._signal(signal.SIGCONT)
+            self._process.stdin.write(line.encode())
+            self._process.stdin.flush()
+            reply = self._read_line(monotonic() + TIMEOUTS[command])
+        except (BrokenPipeError, EOFError):
+            raise WorkerDied(self._ending()) from None
+        except TimeoutError:
+            self.kill()
+            raise WorkerDied(f"gave no answer to {command!r} within {TIMEOUTS[command]:.0f} s") from None
+        self._signal(signal.SIGSTOP)
+        found: dict[str, Any] = json.loads(reply)
+        return found
+
+    def _read_line(self, deadline: float) -> bytes:
+        assert self._process.stdout
+        pipe = self._process.stdout.fileno()
+        while b"\n" not in self._rest:
+            ready, _, _ = select.select([pipe], [], [], max(0.0, deadline - monotonic()))
+            if not ready:
+                raise TimeoutError
+            part = os.read(pipe, 1 << 16)
+            if not part:
+                raise EOFError
+            self._rest += part
+        line, _, self._rest = self._rest.partition(b"\n")
+        return line
+
+    def _signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
+
+    def _ending(self) -> str:
+        """Say how the process ended, with the last thing it said."""
+        try:
+            status = self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            status = 0
+        how = f"exited with status {status}"
+        if status < 0:
+            how = f"was killed by {signal.Signals(-status).name}"
+            how += " (out of memory?)" if -status == signal.SIGKILL else ""
+        self._said.seek(0)
+        lines = [line for line in self._said.read().decode(errors="replace").splitlines() if line.strip()]
+        self.kill()
+        return f"{how}: {lines[-1].strip()[:300]}" if lines and status >= 0 else how
+
+    def kill(self) -> None:
+        """End the process and whatever it started, at once; a second time does nothing."""
+        if not self._alive:
+            return
+        self._alive = False
+        self._signal(signal.SIGKILL)
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream:
+                with contextlib.suppress(OSError):
+                    stream.close()
+        self._process.wait()
+        self._said.close()

@@ -1,0 +1,161 @@
+"""The process that is measured: one backend, asked over a pipe, one JSON object a line.
+
+Started by :mod:`shim.measure.process` with the interpreter of the target's environment. Its environment variables
+and CPUs are set before the framework is imported. Requests are ``{"command": "load" | "prepare" | "block" | "quit",
+...}``; each is answered by ``{"ok": true, ...}`` or ``{"ok": false, "stage", "reason"}``, and a failure is never the
+end of the process. The end of standard input is.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import json
+import os
+import signal
+import sys
+from time import perf_counter
+from typing import Any
+
+SAMPLES = 5  # parts of a block that are timed one by one, where calls are short enough
+REWARM_SHARE = 0.25  # of a block's seconds, for untimed calls before it
+
+
+class Failed(Exception):
+    """A request failed; ``stage`` says in which part of it."""
+
+    def __init__(self, stage: str, error: BaseException) -> None:
+        super().__init__(describe_error(error))
+        self.stage = stage
+
+
+class Session:
+    """The backend of this process and the cases that are ready for the clock."""
+
+    def __init__(self) -> None:
+        self.backend: Any = None
+        self.ready: dict[tuple[str, str], tuple[Any, int, int]] = {}
+
+    def load(
+        self, backend: str, device: str = "cpu", precision: str = "float32", threads: int | None = None
+    ) -> dict[str, Any]:
+        """Import a backend and set it up; both are timed."""
+        from shim.backends import load
+
+        start = perf_counter()
+        try:
+            self.backend = load(backend)
+        except Exception as error:
+            raise Failed("import", error) from error
+        imported = perf_counter()
+        try:
+            self.backend.setup(device=device, precision=precision, threads=threads)
+            setup_seconds = perf_counter() - imported
+            description = self.backend.describe()
+        except Exception as error:
+            raise Failed("setup", error) from error
+        return {
+            "import_seconds": imported - start,
+            "setup_seconds": setup_seconds,
+            "describe": description,
+            "modes": list(self.backend.MODES),
+            "cpus": sorted(os.sched_getaffinity(0)),
+            "pid": os.getpid(),
+        }
+
+    def prepare(self, case: str, mode: str, block_seconds: float, cache: str | None = None) -> dict[str, Any]:
+        """Build a case, check it against the contract, warm it up and calibrate it, in this order."""
+        from pathlib import Path
+
+        from shim import cases, parity
+        from shim.measure import clock
+
+        parsed = cases.parse(case)
+        try:
+            prepared = clock.prepare(self.backend, parsed, mode)
+            implementation = self.backend.implementation(parsed, mode)
+        except Exception as error:
+            raise Failed("build", error) from error
+        program = None if parsed.is_model else prepared.run
+        try:
+            if self.backend.MODES == ("null",):  # it computes nothing, to show what the harness itself costs
+                passed = {"passed": None, "worst": None, "id": None}
+            else:
+                passed = parity.verify(self.backend, parsed, mode, program, Path(cache) if cache else None)
+        except Exception as error:
+            raise Failed("parity", error) from error
+        try:
+            warm_seconds = clock.warm_up(prepared.call, prepared.synchronize)
+            loops = clock.calibrate(prepared.call, prepared.synchronize, block_seconds / SAMPLES)
+            each, _, _ = clock.block(prepared.call, prepared.synchronize, loops)
+        except Exception as error:
+            raise Failed("warm-up", error) from error
+        samples = min(SAMPLES, max(1, round(block_seconds / (loops * each)))) if each > 0 else SAMPLES
+        self.ready[case, mode] = prepared, loops, samples
+        return {
+            "build_seconds": prepared.build_seconds,
+            "first_call_seconds": prepared.first_call_seconds,
+            "warm_seconds": warm_seconds,
+            "implementation": implementation,
+            "parity": passed,
+        }
+
+    def block(self, case: str, mode: str, block_seconds: float) -> dict[str, Any]:
+        """Time one block of a case that is ready, after a few untimed calls."""
+        from shim.measure import clock
+
+        prepared, loops, samples = self.ready[case, mode]
+        try:
+            clock.rewarm(prepared.call, prepared.synchronize, REWARM_SHARE * block_seconds)
+            timed = [clock.block(prepared.call, prepared.synchronize, loops) for _ in range(samples)]
+        except Exception as error:
+            raise Failed("block", error) from error
+        seconds, cpu, wall = zip(*timed, strict=True)
+        return {"loops": loops, "seconds": seconds, "cpu_seconds": sum(cpu), "wall_seconds": sum(wall)}
+
+
+def describe_error(error: BaseException) -> str:
+    """Return an error as one line, with its type where it is not one of ours."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    ours = type(error).__module__.startswith("shim.")
+    return (text if ours or text == type(error).__name__ else f"{type(error).__name__}: {text}")[:500]
+
+
+def answer(session: Session, request: dict[str, Any]) -> dict[str, Any]:
+    """Carry out one request."""
+    command = request.pop("command")
+    try:
+        result: dict[str, Any] = getattr(session, command)(**request)
+        return {"ok": True} | result
+    except Failed as failure:
+        return {"ok": False, "stage": failure.stage, "reason": str(failure)}
+    except Exception as error:
+        return {"ok": False, "stage": command, "reason": describe_error(error)}
+
+
+def main(parent: int, cpus: list[int]) -> None:
+    """Answer requests until standard input ends."""
+    if sys.platform == "linux":
+        # A stopped process sees no end of input: only the kernel can take it along when its parent is killed.
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        os.sched_setaffinity(0, cpus)
+    if os.getppid() != parent:
+        return
+    faulthandler.enable()
+    # Frameworks print: keep the pipe for replies and let whatever they print go to standard error.
+    requests, replies = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w", buffering=1)
+    with open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), 0)
+    os.dup2(2, 1)
+    session = Session()
+    for line in requests:
+        request = json.loads(line)
+        if request["command"] == "quit":
+            break
+        print(json.dumps(answer(session, request), default=str), file=replies)
+    sys.stderr.flush()
+    os._exit(0)  # nothing here needs an orderly end, and some frameworks take seconds for theirs
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), [int(cpu) for cpu in sys.argv[2].split(",")])

@@ -1,0 +1,259 @@
+"""From raw samples to claims: medians, the ratio of two contestants, and whether samples support a verdict.
+
+Samples are nested as they were taken, ``samples[round][sweep]`` in seconds a call, with None where one is missing. A
+round is a fresh process, and processes differ (memory layout, start order), so the round is what is resampled:
+rounds are drawn with replacement, jointly for both contestants, and bring their sweeps along whole. Drawing sweeps with
+replacement as well would count their noise twice (Davison and Hinkley, "Bootstrap Methods and their Application",
+1997, section 3.8). Percentiles are widened for few rounds (Hesterberg, "What Teachers Should Know About the
+Bootstrap", 2015), and below six rounds, where no percentile interval of a median reaches 95 %, the interval is also at
+least Student's t interval of the rounds' medians.
+
+The ratio is the median of the ratios of neighbours, the blocks of the same round and sweep, which were timed one right
+after the other: a drift of the machine cancels. Nothing is averaged and no outlier is dropped.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import special
+
+Samples = Sequence[Sequence[float | None]]
+
+LEVEL = 0.95
+MARGIN = 1.03  # a ratio between 1/MARGIN and MARGIN does not matter
+ROUNDS_FOR_A_VERDICT = 3
+ROUNDS_FOR_PERCENTILES = 6
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A median and its 95 % interval, which is NaN for fewer than three rounds."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def half_width(self) -> float:
+        """Half the length of the interval, as a share of the value."""
+        return (self.high - self.low) / 2 / self.value
+
+
+@dataclass(frozen=True)
+class Ratio(Estimate):
+    """The time of one contestant divided by that of another, and what may be said of the first: see :func:`ratio`."""
+
+    verdict: str = "unknown"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contestant in one case. ``ratio`` is its time divided by the baseline's, None without common samples."""
+
+    case: str
+    contestant: str
+    target: str
+    mode: str
+    time: Estimate
+    ratio: Ratio | None
+    implementation: str
+    cpu_per_wall: float
+    first_call_seconds: float
+    build_seconds: float
+    rounds: int
+    samples: list[list[float | None]]
+
+
+def median_time(samples: Samples) -> Estimate:
+    """Return the median of all samples, in seconds, with its interval; all NaN without any."""
+    return Estimate(*_median(_matrix(samples)))
+
+
+def ratio(a: Samples, b: Samples) -> Ratio:
+    """Return the time of ``a`` divided by that of ``b``, from the samples that both have.
+
+    The verdict on ``a`` is ``tie`` if the whole interval lies within the margin of 3 %, else ``faster`` or ``slower``
+    if it leaves out 1, else ``unknown``; with fewer than three rounds always ``unknown``.
+    """
+    first, second = _matrix(a), _matrix(b)
+    rounds, sweeps = (min(lengths) for lengths in zip(first.shape, second.shape, strict=True))
+    ratios = first[:rounds, :sweeps] / second[:rounds, :sweeps]
+    value, low, high = _median(ratios)
+    return Ratio(value, low, high, _verdict(low, high, _round_count(ratios)))
+
+
+def rows(run: Any, baseline: str | None = None) -> list[Row]:
+    """Return every row of a run that has samples, case by case in the order of the run.
+
+    ``baseline`` is a contestant's label; by default the run's own, else ``tensorflow``, else the first contestant.
+    Raises ``ValueError`` for a contestant that is not in the run.
+    """
+    names = labels(run)
+    baseline = choose_baseline(list(names.values()), baseline or run.header.get("config", {}).get("baseline"))
+    blocks: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    builds: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for found, records in ((blocks, run.blocks), (builds, run.builds)):
+        for record in records:
+            found[record["case"], names[record["target"], record["mode"]]].append(record)
+    samples = {key: _nest(records) for key, records in blocks.items()}
+    pairs = {name: pair for pair, name in names.items()}
+    return [
+        _row(case, name, pairs[name], samples, baseline, blocks[case, name], builds[case, name])
+        for case in dict.fromkeys([*run.header.get("config", {}).get("cases", ()), *(case for case, _ in blocks)])
+        for name in pairs
+        if (case, name) in samples
+    ]
+
+
+def labels(run: Any) -> dict[tuple[str, str | None], str]:
+    """Return the label of each (target, mode) of a run, in its order."""
+    found: dict[tuple[str, str | None], str] = {}
+    first: dict[str, str | None] = {}
+    for entry in run.header.get("config", {}).get("targets", ()):
+        target, mode = entry["target"], entry.get("mode")
+        found[target, mode] = entry.get("label") or label(target, mode, first.setdefault(target, mode))
+    for record in [*run.blocks, *run.builds, *run.epochs]:
+        target, mode = record["target"], record["mode"]
+        found.setdefault((target, mode), label(target, mode, first.setdefault(target, mode)))
+    return found
+
+
+def label(target: str, mode: str | None, default: str | None = None) -> str:
+    """Return a contestant's name: its target, followed by ``:mode`` unless the mode is the backend's default."""
+    return target if mode in (None, default) else f"{target}:{mode}"
+
+
+def choose_baseline(contestants: Sequence[str], wanted: str | None = None) -> str | None:
+    """Return ``wanted``, else ``tensorflow`` if it takes part, else the first contestant; None if there is none."""
+    if wanted and wanted not in contestants:
+        listed = ", ".join(contestants) or "none"
+        raise ValueError(f"baseline {wanted!r} is not in this run; its contestants are: {listed}")
+    return wanted or ("tensorflow" if "tensorflow" in contestants else next(iter(contestants), None))
+
+
+def _row(
+    case: str,
+    name: str,
+    pair: tuple[str, str | None],
+    samples: dict[tuple[str, str], list[list[float | None]]],
+    baseline: str | None,
+    blocks: list[dict[str, Any]],
+    builds: list[dict[str, Any]],
+) -> Row:
+    own, other = samples[case, name], samples.get((case, baseline or ""))
+    found = Ratio(1.0, 1.0, 1.0, "tie") if name == baseline else ratio(own, other) if other else None
+    return Row(
+        case=case,
+        contestant=name,
+        target=pair[0],
+        mode=pair[1] or "",
+        time=median_time(own),
+        ratio=None if found is None or math.isnan(found.value) else found,
+        implementation=builds[-1].get("implementation", "") if builds else "",
+        cpu_per_wall=_share(sum(b["cpu_seconds"] for b in blocks), sum(b["wall_seconds"] for b in blocks)),
+        first_call_seconds=_middle([b["first_call_seconds"] for b in builds]),
+        build_seconds=_middle([b["build_seconds"] for b in builds]),
+        rounds=_round_count(_matrix(own)),
+        samples=own,
+    )
+
+
+def _nest(blocks: Sequence[dict[str, Any]]) -> list[list[float | None]]:
+    """Return ``samples[round][sweep]``; the sample of a block is the median of its parts."""
+    found = {(block["round"], block["sweep"]): _middle(block["seconds"]) for block in blocks}
+    rounds, sweeps = (1 + max(indices) for indices in zip(*found, strict=True))
+    return [[found.get((r, s)) for s in range(sweeps)] for r in range(rounds)]
+
+
+def _middle(values: Sequence[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return float(np.median(known)) if known else math.nan
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole > 0 else math.nan
+
+
+def _matrix(samples: Samples) -> np.ndarray:
+    """Return samples as (rounds, sweeps) with NaN where one is missing."""
+    matrix = np.full((len(samples), max(map(len, samples), default=0)), math.nan)
+    for row, sweeps in zip(matrix, samples, strict=True):
+        row[: len(sweeps)] = [math.nan if value is None else value for value in sweeps]
+    return matrix
+
+
+def _round_count(matrix: np.ndarray) -> int:
+    return int((~np.isnan(matrix)).any(axis=1).sum())
+
+
+def _verdict(low: float, high: float, rounds: int) -> str:
+    if rounds < ROUNDS_FOR_A_VERDICT:
+        return "unknown"
+    if low >= 1 / MARGIN and high <= MARGIN:
+        return "tie"
+    return "faster" if high < 1 else "slower" if low > 1 else "unknown"
+
+
+# ------------------------------------------------------------------------------------------------------- intervals
+
+
+def _median(matrix: np.ndarray) -> tuple[float, float, float]:
+    """Return the median of a (rounds, sweeps) matrix and the ends of its interval."""
+    known = ~np.isnan(matrix)
+    matrix, known = matrix[known.any(axis=1)], known[known.any(axis=1)]
+    rounds = len(matrix)
+    if rounds == 0:
+        return math.nan, math.nan, math.nan
+    value = float(np.median(matrix[known]))
+    if rounds < ROUNDS_FOR_A_VERDICT:
+        return value, math.nan, math.nan
+    below, above = _resampled_medians(matrix[known], np.nonzero(known)[0], rounds)
+    level = _expanded_level(rounds)
+    low, high = float(np.quantile(below, level)), float(np.quantile(above, 1 - level))
+    if rounds < ROUNDS_FOR_PERCENTILES:
+        t_low, t_high = _student(np.log(np.nanmedian(matrix, axis=1)), rounds)
+        low, high = min(low, t_low, value), max(high, t_high, value)
+    return value, low, high
+
+
+def _resampled_medians(values: np.ndarray, round_of: np.ndarray, rounds: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the lower and the upper median of each resample; they differ where its size is even.
+
+    Sorted once, a median is where the running count of drawn values passes half: no resample is ever sorted.
+    """
+    order = np.argsort(values, kind="stable")
+    running = np.cumsum(_draws(rounds)[round_of[order]], axis=0, dtype=np.int32)
+    total = running[-1].copy()
+    running *= 2
+    below_half, up_to_half = (running < total).sum(axis=0), (running <= total).sum(axis=0)
+    return values[order][below_half], values[order][up_to_half]
+
+
+@functools.cache
+def _draws(rounds: int) -> np.ndarray:
+    """Return how often each round was drawn by each resample, (rounds, RESAMPLES); the same for every row of a run."""
+    rng = np.random.default_rng([rounds, 20170608])
+    drawn = rng.integers(rounds, size=(RESAMPLES, rounds))
+    return np.ascontiguousarray((drawn == np.arange(rounds)[:, None, None]).sum(axis=2, dtype=np.int32))
+
+
+def _expanded_level(rounds: int) -> float:
+    """Return the percentile of the lower end, expanded so that few rounds give Student's instead of normal widths."""
+    return float(special.ndtr(-math.sqrt(rounds / (rounds - 1)) * _t(rounds)))
+
+
+def _student(logs: np.ndarray, rounds: int) -> tuple[float, float]:
+    half = _t(rounds) * logs.std(ddof=1) / math.sqrt(rounds)
+    return math.exp(logs.mean() - half), math.exp(logs.mean() + half)
+
+
+def _t(rounds: int) -> float:
+    return float(special.stdtrit(rounds - 1, (1 + LEVEL) / 2))

@@ -1,0 +1,207 @@
+"""Training a model for real: on each backend from the same initial weights, over the same batches in the same order.
+
+One worker after the other (:mod:`shim.train_worker`) runs in the targets' own environments, and every epoch is in the
+run file as soon as it is over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from shim import data, models
+from shim.train_worker import TICKS, Emit, Record
+
+
+class TrainingInterrupted(RuntimeError):
+    """Training was interrupted; the message says where its epochs are."""
+
+
+def train(
+    model_name: str,
+    targets: Sequence[str],
+    *,
+    epochs: int | None = None,
+    seed: int = 0,
+    mode: str | None = None,
+    path: Path | str | None = None,
+    limit: int | None = None,
+    threads: int | None = None,
+    device: str = "cpu",
+    precision: str = "float32",
+    progress: Any = None,
+) -> Any:
+    """Train a model on each target in turn, write every epoch to a new run file and return what it holds.
+
+    A target is ``backend`` or ``backend@version``, perhaps followed by ``:mode``; ``mode`` is for all the others.
+    ``limit`` keeps the first samples only. What fails on one target is recorded and the others go on. Data are
+    downloaded before, or embedded ones take their place with a notice on standard error.
+
+    Raises ``ValueError`` for bad input, :class:`shim.data.DataError` for damaged data, :class:`TrainingInterrupted`
+    after Ctrl-C and :class:`shim.measure.runfile.RunFileError` where the file cannot be written.
+    """
+    from shim import environments
+    from shim.measure import runfile
+    from shim.measure.rounds import Silent
+
+    for name, value, least in (("epochs", epochs, 1), ("seed", seed, 0), ("limit", limit, 1), ("threads", threads, 1)):
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+    model = models.load(model_name)
+    config = {
+        "model": model.name,
+        "epochs": epochs or model.epochs,
+        "batch_size": model.batch_size,
+        "seed": seed,
+        "limit": limit,
+        "targets": _contestants(targets, mode),
+        "cases": [],
+        "threads": threads or len(os.sched_getaffinity(0)),
+        "device": device,
+        "precision": precision,
+    }
+    path = Path(path or environments.home() / "runs" / f"{datetime.now():%Y%m%d-%H%M%S}-{model.name}.jsonl")
+    if path.exists():
+        raise ValueError(f"{path} exists already; choose another file")
+    progress = progress or Silent()
+    data.fetch(model.data, progress)
+    dataset = data.load(model.data)  # a damaged file is an error here, once, not one of every worker
+    config["data"] = {"name": model.data, "source": dataset.source, "origin": dataset.origin}
+    del dataset
+    with runfile.Writer(path) as writer:
+        writer.write(_header(config))
+        _train_all(config, writer.write, progress, path)
+    return runfile.read(path)
+
+
+def _header(config: Record) -> Record:
+    from shim.measure import machine, runfile
+
+    return {
+        "record": "run",
+        "schema": runfile.SCHEMA,
+        "id": str(uuid.uuid4()),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "config": config,
+        "environment": machine.environment(),
+    }
+
+
+def _contestants(targets: Sequence[str], mode: str | None) -> list[dict[str, str]]:
+    """Return target, mode and label of each; raise ``ValueError`` with the choices for what does not exist."""
+    from shim import environments, listing, statistics
+
+    if not targets:
+        raise ValueError("there is nothing to train on: no backend was chosen")
+    modes = {row["target"]: row["modes"] for row in listing.backends()}
+    found = {}
+    for name in targets:
+        target, _, chosen = name.partition(":")
+        offered = modes[environments.parse(target)[0]]
+        chosen = chosen or mode or offered[0]
+        if chosen not in offered:
+            raise ValueError(f"{target} has no mode {chosen!r}; it has: {', '.join(offered)}")
+        label = statistics.label(target, chosen, offered[0])
+        found[label] = {"target": target, "mode": chosen, "label": label}
+    return list(found.values())
+
+
+def _train_all(config: Record, write: Emit, progress: Any, path: Path) -> None:
+    """Train on one target after the other and write the end record."""
+    begun = time.monotonic()
+
+    def end(reason: str) -> None:
+        write({"record": "end", "reason": reason, "wall_seconds": time.monotonic() - begun})
+
+    progress.start(len(config["targets"]) * config["epochs"] * TICKS, config["model"])
+    try:
+        for contestant in config["targets"]:
+            _train_one(config, contestant, write, progress)
+        end("complete")
+    except KeyboardInterrupt:
+        end("interrupted")
+        raise TrainingInterrupted(f"interrupted; the epochs so far are kept in {path}") from None
+    finally:
+        progress.stop()
+
+
+def _train_one(config: Record, contestant: dict[str, str], write: Emit, progress: Any) -> None:
+    """Run one worker to its end and write its records; a failure becomes a record as well."""
+    from shim import environments
+    from shim.measure import process
+
+    target, label, left = contestant["target"], contestant["label"], config["epochs"] * TICKS
+    common = {"round": 0, "target": target, "mode": contestant["mode"]}
+    variables = process.variables(config["threads"], config["device"])
+    failure = None
+    try:
+        python = environments.python(target)
+    except environments.EnvironmentMissing as error:
+        failure = {"stage": "start", "reason": str(error)}
+    else:
+        job = config | {"backend": environments.parse(target)[0], "mode": contestant["mode"]}
+        text = f"{label}: loading"
+        for record in _worker(python, environments.variables() | variables, job):
+            if record["record"] == "tick":
+                text, left = f"{label}: epoch {record['epoch']} of {config['epochs']}", left - 1
+                progress.advance(text, 1)
+            elif record["record"] == "failure":
+                failure = record
+            else:
+                write(record | common | ({"variables": variables} if record["record"] == "worker" else {}))
+    if failure:
+        write({"record": "failure"} | failure | common)
+        progress.advance(f"{label}: failed", left)
+
+
+def _worker(python: Path, variables: dict[str, str], job: Record) -> Iterator[Record]:
+    """Yield the records of a worker; the last one is a failure if it ended otherwise than it should."""
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(
+            [str(python), "-P", "-m", "shim.train_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            env=variables,
+            start_new_session=True,  # Ctrl-C is for the parent alone
+        )
+        assert process.stdin
+        assert process.stdout
+        failed = False
+        try:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(json.dumps(job).encode() + b"\n")
+                process.stdin.close()
+            for line in process.stdout:
+                record = json.loads(line)
+                failed = failed or record["record"] == "failure"
+                yield record
+            status = process.wait()
+            if status and not failed:
+                yield {"record": "failure", "stage": "worker", "reason": _ending(status, said)}
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            process.stdout.close()
+
+
+def _ending(status: int, said: Any) -> str:
+    if status < 0:
+        name = signal.Signals(-status).name
+        return f"was killed by {name}" + (" (out of memory?)" if -status == signal.SIGKILL else "")
+    said.seek(0)
+    lines = said.read().decode(errors="replace").strip().splitlines()
+    return f"exited with status {status}: {lines[-1].strip()[:300] if lines else 'no message'}"

@@ -1,0 +1,170 @@
+"""The process that trains one model on one backend. It needs NumPy and the backend's framework, nothing else.
+
+It reads its job as one line of JSON from standard input and answers with records, one a line, on standard output.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO
+
+import numpy as np
+
+import shim
+from shim import data, models
+
+TICKS = 10  # progress reports an epoch
+
+Record = dict[str, Any]
+Emit = Callable[[Record], None]
+
+
+def work(job: Record, emit: Emit) -> None:
+    """Train as ``job`` says and ``emit`` a worker record, a build record, ticks, and a record for each epoch.
+
+    The job is the run's configuration with ``backend`` and ``mode``.
+    """
+    start = time.perf_counter()
+    backend = shim.load(job["backend"])
+    imported = time.perf_counter()
+    backend.setup(device=job["device"], precision=job["precision"], threads=job["threads"])
+    times = {"import_seconds": imported - start, "setup_seconds": time.perf_counter() - imported}
+    emit({"record": "worker"} | times | {"describe": backend.describe(), "pid": os.getpid()})
+    model = models.load(job["model"])
+    dataset = _first(data.load(model.data), job["limit"])
+    start = time.perf_counter()
+    trainer = backend.trainer(model, model.initial(job["seed"]), model.optimizer, job["mode"], seed=job["seed"])
+    built = time.perf_counter()
+    for size in {part.stop - part.start for part in batches(len(dataset.y_test), model.batch_size)}:
+        _evaluate(backend, trainer, dataset.x_test[:size], dataset.y_test[:size], size)
+    times = {"build_seconds": built - start, "first_call_seconds": time.perf_counter() - built}
+    emit({"record": "build", "case": model.name} | times)
+    seen: set[int] = set()
+    for epoch in range(1, job["epochs"] + 1):
+        shuffled = order(len(dataset.y_train), job["seed"], epoch)
+        tick = functools.partial(emit, {"record": "tick", "epoch": epoch})
+        record = _epoch(backend, trainer, dataset, shuffled, model.batch_size, seen, tick)
+        emit({"record": "epoch", "model": model.name, "epoch": epoch, "source": dataset.source} | record)
+
+
+def _first(dataset: data.Dataset, limit: int | None) -> data.Dataset:
+    arrays = {name: getattr(dataset, name)[:limit] for name in ("x_train", "y_train", "x_test", "y_test")}
+    return dataclasses.replace(dataset, **arrays)
+
+
+def batches(count: int, size: int) -> Iterator[slice]:
+    """Yield the slices of an epoch; the last batch is smaller where ``size`` does not divide ``count``."""
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))
+
+
+def order(count: int, seed: int, epoch: int) -> np.ndarray:
+    """Return the order of the samples in an epoch: the same on every backend."""
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+def _epoch(
+    backend: Any,
+    trainer: Any,
+    dataset: data.Dataset,
+    shuffled: np.ndarray,
+    batch_size: int,
+    seen: set[int],
+    tick: Callable[[], None],
+) -> Record:
+    """Train one epoch and evaluate it; ``seen`` are the batch sizes that the trainer has met before.
+
+    ``train_seconds`` is all of the training; ``first_call_seconds`` the part of it that steps with a new batch size
+    took, where a backend compiles.
+    """
+    x, labels = dataset.x_train, dataset.y_train
+    parts = list(batches(len(labels), batch_size))
+    losses: list[Any] = []
+    first_call_seconds, ticks = 0.0, 0
+    start = time.perf_counter()
+    for number, part in enumerate(parts, start=1):
+        chosen = shuffled[part]
+        is_new = len(chosen) not in seen
+        if is_new:
+            seen.add(len(chosen))
+            backend.synchronize(losses)
+            began = time.perf_counter()
+        losses.append(trainer.step(backend.to_device(x[chosen]), backend.to_device(labels[chosen])))
+        if is_new:
+            backend.synchronize(losses[-1])
+            first_call_seconds += time.perf_counter() - began
+        while ticks < TICKS * number // len(parts):
+            ticks += 1
+            tick()
+    backend.synchronize(losses)
+    train_seconds = time.perf_counter() - start
+    loss = _mean([float(backend.to_numpy(value)) for value in losses], parts)
+    if not math.isfinite(loss):
+        raise ArithmeticError(f"the training loss is {loss}")
+    start = time.perf_counter()
+    test_loss, right = _evaluate(backend, trainer, dataset.x_test, dataset.y_test, batch_size)
+    return {
+        "train_seconds": train_seconds,
+        "first_call_seconds": first_call_seconds,
+        "evaluate_seconds": time.perf_counter() - start,
+        "loss": loss,
+        "test_loss": test_loss,
+        "test_accuracy": right / len(dataset.y_test),
+        "steps": len(parts),
+        "samples": len(labels),
+        "test_samples": len(dataset.y_test),
+    }
+
+
+def _mean(losses: list[float], parts: list[slice]) -> float:
+    """Return the mean over the samples of mean losses of batches."""
+    sizes = [part.stop - part.start for part in parts]
+    return float(np.average(losses, weights=sizes))
+
+
+def _evaluate(backend: Any, trainer: Any, x: np.ndarray, labels: np.ndarray, size: int) -> tuple[float, int]:
+    """Return the mean loss over all samples and how many predictions are right."""
+    parts = list(batches(len(labels), size))
+    results = [trainer.evaluate(backend.to_device(x[part]), backend.to_device(labels[part])) for part in parts]
+    backend.synchronize(results)
+    losses = [float(backend.to_numpy(loss)) for loss, _ in results]
+    right = sum(int(backend.to_numpy(number)) for _, number in results)
+    return _mean(losses, parts), right
+
+
+def _own_stdout() -> TextIO:
+    """Return standard output for records alone: whatever a library prints goes to standard error from here on."""
+    sys.stdout.flush()
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return channel
+
+
+def main() -> int:
+    """Do the one job that standard input holds; return the exit status."""
+    channel = _own_stdout()
+
+    def emit(record: Record) -> None:
+        print(json.dumps(record, default=str), file=channel, flush=True)
+
+    try:
+        work(json.loads(sys.stdin.readline()), emit)
+    except Exception as error:
+        from shim.measure.worker import describe_error
+
+        traceback.print_exc()
+        emit({"record": "failure", "stage": "train", "reason": describe_error(error)})
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,372 @@
+"""The asv suite and its plugins, piece by piece; test_asv_site.py runs asv itself."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import asv
+import numpy as np
+import pytest
+from asv import config, util
+
+from benchmarks import bench_import, bench_models, bench_ops, bench_overhead, common
+from benchmarks._optime import OpTimeBenchmark
+from shim import backends, cases, environments
+from shim.measure import clock
+from tools import asv_backends, asv_comparison, asv_offline
+
+ROOT = Path(__file__).parents[1]
+INDEX = (Path(asv.__file__).parent / "www" / "index.html").read_text(encoding="utf-8")
+SUITE = [
+    *(v for v in vars(bench_ops).values() if isinstance(v, type) and v.__module__ == bench_ops.__name__),
+    bench_models.TrainStep,
+    bench_overhead.Overhead,
+    bench_overhead.Harness,
+]
+
+
+# ------------------------------------------------------------------------------------------------------- the suite
+
+
+@pytest.mark.parametrize("benchmark", SUITE)
+def test_cases_are_written_as_shim_writes_them_and_once_each(benchmark):
+    _, ids = benchmark.params
+    assert [cases.parse(id).id for id in ids] == ids
+    assert len(set(ids)) == len(ids)
+
+
+def test_every_op_that_is_measured_has_a_class():
+    assert {ids[0].split("/")[0] for ids in (b.params[1] for b in SUITE[:-3])} == {op for op, _, _ in common.SHAPES}
+    assert len(SUITE) == 6 + 3
+
+
+def test_the_layers_of_the_two_models_are_measured_unless_the_profile_is_fast():
+    layers = {case.id for case in cases.case_set("article", ["mnist_mlp", "imdb_bidirectional_lstm"])}
+    measured = {id for b in SUITE[:6] for id in b.params[1] if id not in b.left_out}
+    assert common.PROFILE == "regular"
+    assert layers <= measured
+    models = {case.id for case in cases.case_set("models", ["mnist_mlp", "imdb_bidirectional_lstm"])}
+    assert models == set(bench_models.TrainStep.params[1])
+
+
+@pytest.mark.parametrize("target", [*common.TARGETS, *bench_overhead.Harness.params[0]])
+def test_targets_are_targets(target):
+    environments.parse(target.partition(":")[0])
+    assert bench_ops.Dense.params[0] == bench_import.Load.params[0] == common.TARGETS
+
+
+def test_profiles_grow():
+    left_out = {p: {id for op, _, _ in common.SHAPES for id in common.outside_profile(op, p)} for p in common.PROFILES}
+    assert left_out["fast"] > left_out["regular"] > left_out["thorough"] == set()
+    assert all(profile["repeat"][0] >= 8 for profile in common.PROFILES.values())
+
+
+def test_an_unknown_profile_is_refused(monkeypatch):
+    monkeypatch.setenv("SHIM_BENCH_PROFILE", "quick")
+    with pytest.raises(ValueError, match="'quick' is unknown; the profiles are: fast, regular, thorough"):
+        common.chosen_profile()
+
+
+def test_what_is_not_there_is_skipped(monkeypatch):
+    with pytest.raises(NotImplementedError, match="unknown backend 'theano'"):
+        common.load("theano")
+    with pytest.raises(NotImplementedError, match="unknown op 'gru'"):
+        common.parse("gru/forward/N1/float32")
+    left_out = common.Timed()
+    left_out.left_out = ["dense/forward/N2-I3-O4/float32"]
+    with pytest.raises(NotImplementedError, match="not in the profile"):
+        left_out.setup("null", "dense/forward/N2-I3-O4/float32")
+
+
+def test_a_wrong_backend_is_not_timed(tmp_path, monkeypatch):
+    from shim.parity import ParityError
+
+    monkeypatch.setenv("SHIM_HOME", str(tmp_path))
+    with pytest.raises(ParityError):  # the null backend computes nothing
+        common.Timed().setup("null", "dense/forward/N2-I3-O4/float32")
+
+
+class Counted(common.Timed):
+    """A benchmark whose case takes no time, and which counts."""
+
+    params = common.grid(["case"])
+    sets, calls, synchronisations = 0, 0, 0
+
+    def setup(self, target, case_id):
+        Counted.sets += 1
+        self.prepared = clock.Prepared(self.once, self.synchronize, 0.0, 0.0, None)
+
+    def once(self):
+        Counted.calls += 1
+
+    def synchronize(self, outputs):
+        Counted.synchronisations += 1
+
+    def timeop_counted(self, target, case_id):
+        self.call()
+
+
+def run(**attributes):
+    instance = Counted()
+    for name, value in attributes.items():
+        setattr(instance, name, value)
+    benchmark = OpTimeBenchmark("counted", instance.timeop_counted, [instance.timeop_counted, instance])
+    benchmark.set_param_idx(0)
+    Counted.calls = Counted.synchronisations = Counted.sets = 0
+    benchmark.do_setup()
+    return benchmark.do_run()
+
+
+def test_a_quick_run_is_one_call():
+    result = run(number=1, repeat=1, warmup_time=0, rounds=1)
+    assert (len(result["samples"]), result["number"]) == (1, 1)
+    assert (Counted.calls, Counted.synchronisations, Counted.sets) == (1, 1, 1)
+
+
+def test_samples_synchronise_once_and_never_set_up_again():
+    result = run(number=7, repeat=5, warmup_time=0)
+    assert (len(result["samples"]), result["number"]) == (5, 7)
+    assert (Counted.calls, Counted.synchronisations, Counted.sets) == (35, 5, 1)
+
+
+def test_the_number_of_calls_is_calibrated_and_the_repeats_are_bounded():
+    result = run(number=0, repeat=(4, 6, 0.0), sample_time=0.001, warmup_time=0)
+    assert len(result["samples"]) == 4
+    assert result["number"] > 10
+    assert len(run(number=1, repeat=(2, 6, 60.0), warmup_time=0)["samples"]) == 6
+
+
+def test_the_kind_reports_seconds_and_what_its_profile_leaves_out():
+    benchmark = OpTimeBenchmark("dense", bench_ops.Dense().timeop_dense, [bench_ops.Dense()])
+    assert (benchmark.type, benchmark.unit, benchmark.version) == ("time", "seconds", "1")
+    assert benchmark.left_out == bench_ops.Dense.left_out != []
+    assert OpTimeBenchmark.name_regex.match("timeop_x")
+    assert not OpTimeBenchmark.name_regex.match("time_x")
+
+
+# ----------------------------------------------------------------------------------------------- what the shim costs
+
+
+def test_the_interval_of_a_median_is_one_of_order_statistics():
+    value, low, high = bench_overhead.median_interval([float(k) for k in range(1, 102)])
+    assert (value, low, high) == (51.0, 41.0, 62.0)
+    assert bench_overhead.median_interval([2.0]) == (2.0, 2.0, 2.0)
+
+
+def test_pairs_hold_program_then_hand_written_call(monkeypatch):
+    null = backends.load("null")
+    blocks = []
+
+    def block(call, synchronize, loops):
+        blocks.append(call)
+        return (3.0 if call is by_hand else 2.0), 0.0, 0.0
+
+    def by_hand():
+        pass
+
+    monkeypatch.setattr(clock, "warm_up", lambda call, synchronize: None)
+    monkeypatch.setattr(clock, "calibrate", lambda call, synchronize, seconds: 1)
+    monkeypatch.setattr(clock, "block", block)
+    case = cases.parse("dense/forward/N2-I3-O4/float32")
+    assert bench_overhead.compare(null, case, "null", by_hand, pairs=9) == [(2.0, 3.0)] * 9
+    orders = {blocks[k] is by_hand for k in range(0, 18, 2)}
+    assert orders == {True, False}
+
+
+# -------------------------------------------------------------------------------------- the environments of the plugin
+
+
+@pytest.fixture
+def environment(tmp_path, monkeypatch):
+    """The plugin's environment with one case, for backends numpy and torch, and what it starts in ``started``."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SHIM_HOME", str(tmp_path / "home"))
+    conf = config.Config.from_json(json.loads((ROOT / "asv.conf.json").read_text(encoding="utf-8")))
+    found = asv_backends.Backends(conf, conf.pythons[0], {}, {})
+    found.started = []
+    params = [["'numpy'", "'torch'"], ["'dense/forward/N2-I3-O4/float32'", "'dense/forward/N5-I3-O4/float32'"]]
+    left_out = ["dense/forward/N5-I3-O4/float32"]
+    timed = {"name": "b.f", "param_names": ["backend", "case"], "params": params, "left_out": left_out}
+    benchmarks = {"b.f": timed, "b.g": {"name": "b.g", "param_names": [], "params": []}}
+    monkeypatch.setattr(asv_backends.Backends, "benchmarks", benchmarks)
+    monkeypatch.setattr(environments, "installed", lambda: ["numpy"])
+    monkeypatch.setattr(environments, "python", interpreter)
+    monkeypatch.setattr(util, "check_output", lambda command, **kwargs: found.started.append((command, kwargs)))
+    return found
+
+
+def interpreter(target):
+    if target != "numpy":
+        raise environments.EnvironmentMissing(f"no environment for {target}; make it with: shim env {target}")
+    return Path("/environments/numpy/bin/python")
+
+
+def measure(environment, name, tmp_path):
+    result = tmp_path / "result.json"
+    environment.run(["script", "run", "folder", name, "{}", "None", str(result)], env={"KEPT": "1"})
+    return result.read_text() if result.exists() else None
+
+
+def test_a_benchmark_runs_in_the_environment_of_its_backend_with_the_commits_shim(environment, tmp_path):
+    assert measure(environment, "b.f-0", tmp_path) is None
+    (command, kwargs), *others = environment.started
+    assert others == []
+    assert command[:2] == ["/environments/numpy/bin/python", "script"]
+    variables = kwargs["env"]
+    assert variables["PYTHONPATH"] == variables["ASV_PYTHONPATH"] == f"{environment._path}/path"
+    assert variables["OMP_NUM_THREADS"].isdigit()
+    assert (variables["KEPT"], variables["SHIM_HOME"]) == ("1", str(tmp_path / "home"))
+    assert json.loads((tmp_path / ".asv/results/targets.jsonl").read_text())["target"] == "numpy"
+
+
+def test_a_missing_backend_is_n_a_without_a_process_and_says_so_once(environment, tmp_path, caplog):
+    assert measure(environment, "b.f-2", tmp_path) == "NaN"
+    assert measure(environment, "b.f-2", tmp_path) == "NaN"
+    assert environment.started == []
+    notices = [message for message in caplog.messages if "torch" in message]
+    assert notices == ["torch is n/a: no environment for torch; make it with: shim env torch"]
+
+
+def test_a_case_outside_the_profile_is_n_a_without_a_process(environment, tmp_path):
+    assert measure(environment, "b.f-1", tmp_path) == "NaN"
+    assert environment.started == []
+
+
+def test_a_benchmark_without_backend_runs_in_any_environment(environment, tmp_path, monkeypatch):
+    measure(environment, "b.g", tmp_path)
+    assert environment.started[0][0][0] == "/environments/numpy/bin/python"
+    monkeypatch.setattr(environments, "installed", list)
+    with pytest.raises(util.UserError, match="shim env numpy"):
+        measure(environment, "b.g", tmp_path)
+
+
+def test_the_null_backend_needs_no_environment_of_its_own(environment):
+    assert environment._interpreter("null") == Path("/environments/numpy/bin/python")
+
+
+def test_the_fork_server_is_refused(environment):
+    with pytest.raises(util.UserError, match="spawn"):
+        environment.run(["script", "run_server", "folder", "socket"])
+
+
+# ------------------------------------------------------------------------------------------------ the published pages
+
+
+def test_the_index_loads_nothing_from_elsewhere():
+    page = asv_offline.localise(INDEX)
+    assert not asv_offline._LOADED.findall(page)
+    assert "integrity" not in page
+    copied = re.findall(r'"vendor/([^"]+)"', page)
+    assert sorted(copied) == sorted(asv_offline.COPIES.values())
+    assert all((asv_offline.VENDOR / name).is_file() for name in copied)
+
+
+def test_a_file_without_a_copy_is_an_error():
+    with pytest.raises(util.UserError, match=r"no copy of https://cdn\.example/new\.js"):
+        asv_offline.localise('<script src="https://cdn.example/new.js"></script>')
+
+
+def test_the_copies_are_what_they_claim_to_be():
+    sums = (asv_offline.VENDOR / "SHA256SUMS").read_text().splitlines()
+    assert {line.split()[1] for line in sums} == set(asv_offline.COPIES.values())
+    for line in sums:
+        digest, name = line.split()
+        assert hashlib.sha256((asv_offline.VENDOR / name).read_bytes()).hexdigest() == digest
+    listed = re.findall(r"^\| `([^`]+)` .* the same bytes \|$", (asv_offline.VENDOR / "README.md").read_text(), re.M)
+    same = {name for name in asv_offline.COPIES.values() if any(sri(name, algorithm) in INDEX for algorithm in SRI)}
+    assert set(listed) == same
+    assert len(same) == 5
+
+
+SRI = ("sha256", "sha512")
+
+
+def sri(name, algorithm):
+    digest = hashlib.new(algorithm, (asv_offline.VENDOR / name).read_bytes()).digest()
+    return f"{algorithm}-{base64.b64encode(digest).decode()}"
+
+
+def point(values, revision=1, commit="a" * 40):
+    return asv_comparison.Point(commit, revision, float(np.median(values)), tuple(values))
+
+
+def test_a_ratio_has_an_interval_from_the_samples():
+    rng = np.random.default_rng(1)
+    slow, fast = point(2 * rng.normal(1, 0.02, 30)), point(rng.normal(1, 0.02, 30))
+    found = asv_comparison.ratio(slow, fast)
+    assert found.low < found.value < found.high
+    assert (round(found.value, 1), found.verdict) == (2.0, "slower")
+    assert found.high / found.low < 1.1
+    assert asv_comparison.ratio(fast, slow).verdict == "faster"
+    assert asv_comparison.ratio(fast, fast).verdict == "tie"
+
+
+def test_a_ratio_of_few_samples_claims_nothing():
+    found = asv_comparison.ratio(point([2.0, 2.0]), point([1.0] * 20))
+    assert (found.value, found.verdict, math.isnan(found.low)) == (2.0, "unknown", True)
+
+
+HOSTILE = "<script>alert('x')</script>"
+PARAMS = [["'tensorflow'", "'torch'", "'numpy'"], ["'dense'", repr(HOSTILE)]]
+BENCHMARK = {"name": "b.f", "unit": "seconds", "param_names": ["backend", "case"], "params": PARAMS}
+
+
+def collect(monkeypatch, *results):
+    monkeypatch.setattr(asv_comparison, "iter_results", lambda folder: results)
+    return asv_comparison.collect("nowhere", {"b.f": BENCHMARK}, {"a" * 40: 1, "b" * 40: 2})
+
+
+def result(commit, values, machine="m"):
+    samples = [None if value is None else [value] * 9 for value in values]
+    return SimpleNamespace(
+        commit_hash=commit * 40,
+        params={"machine": machine},
+        get_result_keys=lambda benchmarks: {"b.f"},
+        get_result_value=lambda name, params: values,
+        get_result_samples=lambda name, params: samples,
+    )
+
+
+def test_a_row_shows_its_newest_commit_only(monkeypatch):
+    old = result("a", [1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    new = result("b", [1.5, None, 3.0, None, math.nan, None])
+    unknown = result("c", [9.0] * 6)
+    (machine,) = collect(monkeypatch, new, old, unknown)
+    assert (machine.commit, machine.backends, machine.baseline) == (
+        "b" * 40,
+        ["tensorflow", "torch", "numpy"],
+        "tensorflow",
+    )
+    second, first = sorted(machine.groups[0].rows, key=lambda row: row.commit)
+    assert {name: point.value for name, point in first.points.items()} == {"tensorflow": 1.5, "torch": 3.0}
+    assert first.ratios["torch"].value == 2.0
+    assert {name: point.value for name, point in second.points.items()} == {
+        "tensorflow": 2.0,
+        "torch": 4.0,
+        "numpy": 6.0,
+    }
+
+
+def test_everything_on_the_page_is_escaped(monkeypatch):
+    machines = collect(monkeypatch, result("a", [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], machine=HOSTILE))
+    page = asv_comparison.render(HOSTILE, machines)
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") >= 3  # project, machine, case
+    assert 'href="index.html#b.f?p-case=%27dense%27"' in page
+
+
+def test_a_page_without_results_says_how_to_get_some():
+    assert "asv run --record-samples" in asv_comparison.render("shim", [])
+
+
+def test_a_damaged_note_of_versions_costs_one_version(tmp_path):
+    path = tmp_path / "targets.jsonl"
+    assert asv_comparison.read_versions(path) == {}
+    path.write_text('{"commit": "a", "target": "numpy", "version": "2.4.6"}\n[]\n{"commit": "a", "tar')
+    assert asv_comparison.read_versions(path) == {("a", "numpy"): "2.4.6"}

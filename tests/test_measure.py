@@ -1,0 +1,404 @@
+"""Comparisons with made-up backends: failures are survived and recorded, interrupted runs go on, nothing is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fake_backends
+import pytest
+
+from shim import cases, environments, statistics
+from shim.measure import bench, machine, process, runfile, schedule
+
+FORWARD = cases.parse("dense/forward/N5-I7-O3-activation=relu/float32")
+BACKWARD = cases.parse("dense/forward_backward/N2-I3-O2/float32")
+BRIEF = {"rounds": 2, "sweeps": 2, "block_seconds": 0.005}
+
+
+class Progress:
+    """Count the steps that are announced and those that are made."""
+
+    def __init__(self):
+        self.total, self.done, self.texts = 0, 0, []
+
+    def start(self, total, description=""):
+        self.total, self.done = total, 0
+
+    def advance(self, text=None, steps=1):
+        self.done += steps
+        self.texts.append(text)
+
+    def stop(self):
+        pass
+
+
+@pytest.fixture
+def fakes(tmp_path, monkeypatch):
+    fake_backends.install(tmp_path, monkeypatch)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def broken_run(tmp_path_factory):
+    """One comparison with every fault there is; it hangs no longer than the timeout."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("broken")
+        fake_backends.install(folder, patch)
+        patch.setitem(process.TIMEOUTS, "load", 4.0)
+        progress = Progress()
+        targets = ["good", "slow:other", "noisy", "wrong", "raises", "missing", "hangs", "crashes", "dies"]
+        path = folder / "run.jsonl"
+        found = bench.run(path, targets=targets, cases=[FORWARD, BACKWARD], progress=progress, seed=3, **BRIEF)
+        return found, progress
+
+
+def alive(pid):
+    """Say whether a process runs or is stopped; a zombie does not count."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(condition, seconds=20.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+# ---------------------------------------------------------------------------------------------------------- failures
+
+
+def test_every_failure_is_recorded_with_its_reason(broken_run):
+    run, _ = broken_run
+    reasons = {(f["target"], f["stage"]): f["reason"] for f in run.failures}
+    assert reasons["missing", "import"].startswith("ImportError: libfast.so.3")
+    assert reasons["hangs", "load"] == "the worker gave no answer to 'load' within 4 s"
+    assert reasons["crashes", "load"] == "the worker was killed by SIGSEGV"
+    assert reasons["raises", "build"] == "NotImplementedError: no kernel for this"
+    assert reasons["wrong", "parity"].startswith("the result differs from the contract by 1; ")
+    assert reasons["dies", "prepare"] == "the worker was killed by SIGKILL (out of memory?)"
+    assert {f["target"] for f in run.failures} == {"missing", "hangs", "crashes", "raises", "wrong", "dies"}
+
+
+def test_the_others_go_on(broken_run):
+    run, _ = broken_run
+    rows = {(row.contestant, row.case): row for row in statistics.rows(run)}
+    whole = [(name, case.id) for name in ("good", "slow:other", "noisy") for case in (FORWARD, BACKWARD)]
+    assert rows.keys() >= {*whole, ("raises", BACKWARD.id)}
+    assert not {name for name, _ in rows} & {"wrong", "missing", "hangs", "crashes"}
+    assert all(None not in samples for key in whole for samples in rows[key].samples)
+    assert run.complete
+
+
+def test_no_time_without_parity(broken_run):
+    run, _ = broken_run
+    checked = {(b["round"], b["target"], b["mode"], b["case"]) for b in run.builds if b["parity"]["passed"]}
+    assert {(b["round"], b["target"], b["mode"], b["case"]) for b in run.blocks} == checked
+    assert all(b["parity"]["id"] for b in run.builds)
+
+
+def test_what_fails_for_good_is_not_tried_again(broken_run):
+    run, _ = broken_run
+    counts = [f["target"] for f in run.failures]
+    assert {name: counts.count(name) for name in ("missing", "hangs", "crashes", "raises")} == {
+        "missing": 1,
+        "hangs": 1,
+        "crashes": 1,
+        "raises": 1,
+    }
+    workers = [w for w in run.workers if w["target"] == "dies"]
+    assert [(w["round"], w["replacement"]) for w in workers] == [(0, False), (0, True), (1, False), (1, True)]
+
+
+def test_every_series_is_kept_apart(broken_run):
+    run, _ = broken_run
+    worker = next(w for w in run.workers if w["target"] == "good")
+    build = next(b for b in run.builds if b["target"] == "slow")
+    assert worker["import_seconds"] > 0
+    assert worker["setup_seconds"] > 0
+    assert worker["cpus"] == run.header["config"]["cpus"]
+    assert worker["variables"]["OMP_NUM_THREADS"] == str(run.header["config"]["threads"])
+    assert worker["describe"]["versions"].keys() == {"numpy"}
+    assert build["first_call_seconds"] >= 0.0004
+    assert build["warm_seconds"] > 0
+    for block in run.blocks:
+        assert block["wall_seconds"] == pytest.approx(block["loops"] * sum(block["seconds"]))
+        assert 1 <= len(block["seconds"]) <= 5
+
+
+def test_blocks_are_played_in_the_order_of_the_seed(broken_run):
+    run, _ = broken_run
+    config = run.header["config"]
+    labels = [entry["label"] for entry in config["targets"]]
+    assert labels == ["good", "slow:other", "noisy", "wrong", "raises", "missing", "hangs", "crashes", "dies"]
+    names = statistics.labels(run)
+    for number in range(2):
+        planned = schedule.blocks(3, number, config["sweeps"], config["cases"], labels)
+        played = [
+            (b["sweep"], b["case"], names[b["target"], b["mode"]])
+            for b in run.blocks
+            if b["round"] == number and b["target"] != "dies"
+        ]
+        assert played == [tuple(block) for block in planned if tuple(block) in set(played)]
+
+
+def test_a_slower_backend_is_measured_as_slower(broken_run):
+    run, _ = broken_run
+    row = next(r for r in statistics.rows(run, "good") if (r.contestant, r.case) == ("slow:other", FORWARD.id))
+    assert row.time.value >= 0.0004
+    assert row.ratio.value > 5
+
+
+def test_progress_ends_where_it_was_announced(broken_run):
+    _, progress = broken_run
+    assert progress.done == progress.total
+    assert "round 2 of 2, dense slow:other" in progress.texts
+
+
+def test_no_worker_is_left_over(broken_run):
+    run, _ = broken_run
+    assert len(run.workers) >= 10
+    assert not any(alive(worker["pid"]) for worker in run.workers)
+
+
+def test_no_working_backend_is_an_error(fakes):
+    with pytest.raises(RuntimeError, match=r"no backend could be loaded:\n  missing: ImportError: libfast"):
+        bench.run(fakes / "run.jsonl", targets=["missing"], cases=[FORWARD], **BRIEF)
+    run = runfile.read(fakes / "run.jsonl")
+    assert run.end["reason"] == "failed: RuntimeError"
+    assert len(run.failures) == 1
+
+
+# --------------------------------------------------------------------------------------------------------- processes
+
+
+@pytest.fixture
+def worker(fakes):
+    found = process.Worker(Path(sys.executable), environments.variables(), [min(os.sched_getaffinity(0))])
+    yield found
+    found.kill()
+
+
+def test_a_worker_is_stopped_whenever_it_is_not_asked(worker):
+    pid = worker.ask("load", backend="good")["pid"]
+    wait_until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+    reply = worker.ask("prepare", case=FORWARD.id, mode="eager", block_seconds=0.005)
+    assert reply["ok"]
+    assert worker.ask("block", case=FORWARD.id, mode="eager", block_seconds=0.005)["loops"] > 1
+
+
+def test_a_worker_keeps_to_its_cpus_and_survives_bad_requests(worker):
+    assert worker.ask("load", backend="noisy")["cpus"] == [min(os.sched_getaffinity(0))]
+    reply = worker.ask("prepare", case="dense", mode="eager", block_seconds=0.005)
+    assert reply == {"ok": False, "stage": "prepare", "reason": "ValueError: case 'dense' is not of the form "
+                     "op/direction/shape/dtype"}  # fmt: skip
+    assert worker.ask("prepare", case=FORWARD.id, mode="eager", block_seconds=0.005)["ok"]
+
+
+def test_a_worker_that_is_killed_is_noticed(worker):
+    pid = worker.ask("load", backend="good")["pid"]
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(process.WorkerDied, match=r"was killed by SIGKILL \(out of memory\?\)"):
+        worker.ask("block", case=FORWARD.id, mode="eager", block_seconds=0.005)
+
+
+def test_an_interpreter_that_does_not_start_says_why(fakes):
+    worker = process.Worker(Path(sys.executable), {"PYTHONPATH": str(fakes / "nowhere")}, [0])
+    with pytest.raises(process.WorkerDied, match=r"exited with status 1: .*ModuleNotFoundError.*'shim'"):
+        worker.ask("load", backend="good")
+
+
+# ------------------------------------------------------------------------------------ interruption, resume, full disk
+
+SCRIPT = """
+import resource, sys
+from pathlib import Path
+import pytest
+import fake_backends
+from shim import cases
+from shim.measure import bench
+folder, size = Path(sys.argv[1]), int(sys.argv[2])
+fake_backends.install(folder, pytest.MonkeyPatch())
+if size:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+case = cases.parse("dense/forward/N5-I7-O3-activation=relu/float32")
+try:
+    bench.run(folder / "run.jsonl", targets=["good", "slow"], cases=[case], rounds=3, sweeps=6, block_seconds=0.03)
+except RuntimeError as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start a comparison of three rounds in another process."""
+    started = []
+
+    def run(size=0):
+        tests = Path(__file__).parent
+        environ = os.environ | {"PYTHONPATH": f"{tests}{os.pathsep}{tests.parent}"}
+        command = [sys.executable, "-c", SCRIPT, str(tmp_path), str(size)]
+        started.append(subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True))
+        return started[-1], tmp_path / "run.jsonl"
+
+    yield run
+    for found in started:
+        found.kill()
+        found.communicate()
+
+
+def lines(path):
+    return path.read_text().count('"record": "block", "round": 1') if path.exists() else 0
+
+
+def test_ctrl_c_keeps_what_was_measured_and_the_run_goes_on(start, tmp_path, monkeypatch):
+    interrupted, path = start()
+    wait_until(lambda: lines(path) >= 3)
+    interrupted.send_signal(signal.SIGINT)
+    _, message = interrupted.communicate(timeout=20)
+    assert interrupted.returncode == 1
+    assert message.strip() == (
+        f"RunInterrupted: interrupted; what was measured is kept in {path}; go on with: shim bench --resume {path}"
+    )
+    before = runfile.read(path)
+    assert before.end["reason"] == "interrupted"
+    assert not any(alive(worker["pid"]) for worker in before.workers)
+
+    fake_backends.install(tmp_path / "again", monkeypatch)
+    progress = Progress()
+    after = bench.resume(path, progress)
+    assert after.complete
+    assert after.blocks[:12] == before.blocks[:12]  # the whole round is kept,
+    assert len(after.blocks) == 3 * 2 * 6  # the other one played again
+    assert sorted({b["round"] for b in before.blocks}) == [0, 1]
+    assert not {w["pid"] for w in after.workers if w["round"] == 1} & {w["pid"] for w in before.workers}
+    assert progress.done == progress.total
+    assert bench.resume(path).blocks == after.blocks  # nothing left to do
+
+
+def test_workers_end_with_a_parent_that_is_killed(start):
+    killed, path = start()
+    wait_until(lambda: lines(path) >= 1)
+    killed.kill()
+    killed.wait()
+    pids = [worker["pid"] for worker in runfile.read(path).workers]
+    assert len(pids) == 4
+    wait_until(lambda: not any(alive(pid) for pid in pids), 5)
+
+
+def test_a_full_disk_ends_the_run_and_keeps_its_samples(start):
+    full, path = start(size=8000)
+    _, message = full.communicate(timeout=30)
+    assert full.returncode == 1
+    assert message.startswith(f"RunFileError: cannot write to {path}: File too large; the ")
+    assert message.strip().endswith(f"records before this one are safe; go on with: shim bench --resume {path}")
+    run = runfile.read(path)
+    assert run.blocks
+    assert not any(alive(worker["pid"]) for worker in run.workers)
+
+
+def test_only_the_same_machine_goes_on(fakes):
+    path = fakes / "run.jsonl"
+    bench.run(path, targets=["good"], cases=[FORWARD], rounds=1, sweeps=1, block_seconds=0.005)
+    header, *rest = path.read_text().splitlines()
+    other = json.loads(header)
+    other["environment"]["cpu"] = "Another CPU"
+    path.write_text("\n".join([json.dumps(other), *rest[:-1], ""]))
+    with pytest.raises(ValueError, match=r"was begun with cpu 'Another CPU', here it is .*; start anew"):
+        bench.resume(path)
+
+
+def test_other_versions_do_not_mix_with_those_before(fakes):
+    path = fakes / "run.jsonl"
+    bench.run(path, targets=["good", "slow"], cases=[FORWARD], rounds=2, sweeps=1, block_seconds=0.005)
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    second = next(k for k, r in enumerate(records) if r["record"] == "round" and r["round"] == 1)
+    for record in records[:second]:
+        if record["record"] == "worker" and record["target"] == "slow":
+            record["describe"]["versions"] = {"numpy": "0.1"}
+    path.write_text("".join(json.dumps(record) + "\n" for record in records[:second]))
+    run = bench.resume(path)
+    assert [(f["target"], f["stage"], f["round"]) for f in run.failures] == [("slow", "setup", 1)]
+    assert "in the rounds before they were {'numpy': '0.1'}" in run.failures[0]["reason"]
+    assert [b["round"] for b in run.blocks if b["target"] == "good"] == [0, 1]
+
+
+# --------------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"targets": ["nowhere"]}, "unknown backend 'nowhere'; the backends are: numpy, "),
+        ({"targets": []}, "no backend was chosen"),
+        ({"cases": []}, "no case was chosen"),
+        ({"modes": "some"}, "unknown modes 'some'; choose default or all"),
+        ({"baseline": "slow"}, "baseline 'slow' does not take part; choose from: good"),
+        ({"baseline": "good:other"}, "baseline 'good:other' is not in this run; its contestants are: good"),
+        ({"targets": ["good:fast"]}, "good has no mode 'fast'; it has: eager, other"),
+        ({"threads": 10_000}, "10000 threads were asked for, but this process may use only"),
+    ],
+)
+def test_bad_input_is_refused_and_leaves_no_file(fakes, changes, problem):
+    path = fakes / "run.jsonl"
+    with pytest.raises(ValueError, match=problem):
+        bench.run(path, **({"targets": ["good"], "cases": [FORWARD]} | BRIEF | changes))
+    assert not path.exists()
+
+
+def test_a_run_file_is_never_overwritten(fakes):
+    path = fakes / "run.jsonl"
+    path.touch()
+    with pytest.raises(ValueError, match="exists already; choose another file, or go on with: shim bench --resume"):
+        bench.run(path, targets=["good"], cases=[FORWARD])
+
+
+# ------------------------------------------------------------------------------------------------ environment record
+
+
+def test_every_field_of_the_environment_is_known_or_said_to_be_unknown():
+    found = machine.environment()
+    empty = {name for name, value in found.items() if value in (None, "", [], {})}
+    assert empty <= {"variables", "caches", "blas"}
+    assert {"cpu", "cores", "affinity", "governor", "turbo", "numa_nodes", "memory_bytes", "kernel"} <= found.keys()
+    assert {"virtualised", "python", "load_average", "shim", "git", "blas", "variables"} <= found.keys()
+    assert found["git"].keys() == {"commit", "dirty"}
+    assert os.uname().nodename not in json.dumps(found["system"])
+    json.dumps(found, allow_nan=False)
+
+
+def test_a_system_that_says_nothing_is_unknown(monkeypatch, tmp_path):
+    monkeypatch.setattr(machine, "_SYSTEM", tmp_path)
+    monkeypatch.setattr(machine.psutil, "cpu_count", lambda logical: None)
+    monkeypatch.setattr(machine.psutil, "cpu_freq", lambda: None)
+    found = machine.environment()
+    unknown = {name for name, value in found.items() if value == "unknown"}
+    assert unknown >= {"governor", "turbo", "numa_nodes", "cores", "cores_physical", "frequency_mhz"}
+    assert machine.git(tmp_path) == {"commit": "unknown", "dirty": "unknown"}
+
+
+def test_variables_are_kept_where_they_matter_and_nowhere_else():
+    given = {
+        "OMP_NUM_THREADS": "2",
+        "TF_ENABLE_ONEDNN_OPTS": "0",
+        "MALLOC_ARENA_MAX": "1",
+        "XLA_FLAGS": "",
+        "TF_VAR_password": "secret",
+        "JAX_TOKEN": "secret",
+        "TORCH_HOME": "/home/somebody",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+    }
+    assert machine.relevant(given).keys() == {
+        "MALLOC_ARENA_MAX",
+        "OMP_NUM_THREADS",
+        "TF_ENABLE_ONEDNN_OPTS",
+        "XLA_FLAGS",
+    }

@@ -1,0 +1,1 @@
+"""Plugins for asv, named in ``asv.conf.json``."""
