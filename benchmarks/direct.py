@@ -14,9 +14,11 @@ import numpy as np
 def calls(backend_name, case, args, dy):
     """Return the hand-written call for a case and a function that brings its result into the contract's form.
 
-    ``args`` and ``dy`` are NumPy arrays. Raises ``NotImplementedError`` where nobody would write it by hand: the
-    gradients in NumPy.
+    ``args`` and ``dy`` are NumPy arrays. Raises ``NotImplementedError`` where nothing is written by hand here, such as
+    the gradients in NumPy.
     """
+    if backend_name not in FRAMEWORKS:
+        raise NotImplementedError(f"nothing is written by hand for {backend_name}")
     backward = case.direction == "forward_backward"
     return FRAMEWORKS[backend_name](case.op, dict(case.options), args, dy if backward else None)
 

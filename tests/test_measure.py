@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import fake_backends
+import numpy as np
 import pytest
 
 from shim import cases, environments, statistics
@@ -223,6 +224,7 @@ import resource, sys
 from pathlib import Path
 import pytest
 import fake_backends
+import numpy as np
 from shim import cases
 from shim.measure import bench
 folder, size = Path(sys.argv[1]), int(sys.argv[2])
@@ -402,3 +404,46 @@ def test_variables_are_kept_where_they_matter_and_nowhere_else():
         "TF_ENABLE_ONEDNN_OPTS",
         "XLA_FLAGS",
     }
+
+
+# ---------------------------------------------------------------------------------------------------- real backends
+
+
+def environment_or_skip(target):
+    """Return a target's interpreter; without one skip, except where every environment has to be there."""
+    try:
+        return environments.python(target)
+    except environments.EnvironmentMissing as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+
+
+def test_a_block_is_not_disturbed_by_the_one_before():
+    """Torch right after NumPy, whose OpenBLAS threads spin on after a call, takes as long as torch after a pause."""
+    pythons = {target: environment_or_skip(target) for target in ("numpy", "torch")}
+    cpus = sorted(os.sched_getaffinity(0))
+    environ = environments.variables() | process.variables(len(cpus), "cpu")
+    asked = {
+        "numpy": {"case": "dense/forward_backward/N128-I512-O512/float32", "mode": "eager", "block_seconds": 0.03},
+        "torch": {"case": "lstm/forward/N32-T50-I64-H64/float32", "mode": "eager", "block_seconds": 0.03},
+    }
+    workers = {}
+    try:
+        for target, python in pythons.items():
+            workers[target] = process.Worker(python, environ, cpus)
+            assert workers[target].ask("load", backend=target)["ok"]
+            assert workers[target].ask("prepare", **asked[target])["ok"]
+        times = {"alone": [], "interleaved": []}
+        for sweep in range(24):
+            way = ("alone", "interleaved")[sweep % 2]
+            if way == "interleaved":
+                workers["numpy"].ask("block", **asked["numpy"])
+            else:
+                time.sleep(0.05)
+            times[way].append(workers["torch"].ask("block", **asked["torch"])["seconds"])
+    finally:
+        for worker in workers.values():
+            worker.kill()
+    medians = {way: np.median([np.median(seconds) for seconds in found]) for way, found in times.items()}
+    assert medians["interleaved"] / medians["alone"] < 1.3, medians  # 1.9 where workers are not stopped

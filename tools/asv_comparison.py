@@ -168,8 +168,7 @@ def _machine(
         if found:
             columns = [backend for backend in backends if backend in backend_order({"": benchmark})]
             made = [_row(benchmark, others, points_of, baseline) for others, points_of in found]
-            heading = benchmark.get("pretty_name") or benchmark["name"]
-            groups.append(Group(heading, benchmark["unit"], columns, made))
+            groups.append(Group(_heading(benchmark), benchmark["unit"], columns, made))
     return Machine(
         name=words.line(name),
         commit=newest.commit,
@@ -180,11 +179,15 @@ def _machine(
     )
 
 
+def _heading(benchmark: dict[str, Any]) -> str:
+    return words.line(benchmark.get("pretty_name") or benchmark["name"])
+
+
 def _row(benchmark: dict[str, Any], others: Any, points_of: dict[str, Point], baseline: str | None) -> Row:
     query = "&".join(f"p-{quote(key, safe='')}={quote(text, safe='')}" for key, text in others)
     base = points_of.get(baseline) if benchmark["unit"] == "seconds" else None
     return Row(
-        label=", ".join(words.line(text.strip("'")) for _, text in others) or "all",
+        label=", ".join(words.line(text.strip("'")) for _, text in others) or _heading(benchmark),
         link=f"index.html#{quote(benchmark['name'], safe='')}" + (f"?{query}" if query else ""),
         commit=next(iter(points_of.values())).commit,
         points=points_of,

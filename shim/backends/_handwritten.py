@@ -39,13 +39,19 @@ def dense(work, x, w, b, *, activation=None):
     y = xp.matmul(x, w)
     y += b
     if rectify:
-        xp.maximum(y, 0, out=y)
+        xp.clip(y, 0, xp.inf, out=y)  # several times as fast as maximum(y, 0)
 
     def pullback(dy, first=True):
-        dz = dy * (y > 0) if rectify else dy
+        dz = _where_positive(y, dy) if rectify else dy
         return [xp.matmul(dz, w.T) if first else None, xp.matmul(x.T, dz), dz.sum(axis=0)]
 
     return y, pullback
+
+
+def _where_positive(y, dy):
+    dz = (y > 0).astype(dy.dtype)  # a product of floats with bools would be half as fast
+    dz *= dy
+    return dz
 
 
 def embedding(work, ids, table):
@@ -145,7 +151,7 @@ def max_pool2d(work, x, *, pool=2):
         (slice(None), slice(i, p * pool, pool), slice(j, q * pool, pool)) for i in range(pool) for j in range(pool)
     ]
     y = xp.empty((n, p, q, c), x.dtype)
-    length = max(1, BLOCK // (p * q * c))
+    length = max(1, BLOCK // (height * width * c))
     parts = [slice(start, start + length) for start in range(0, n, length)]
     for part in parts:
         image, out = x[part], y[part]
@@ -157,21 +163,22 @@ def max_pool2d(work, x, *, pool=2):
         dx = xp.empty(x.shape, x.dtype)
         dx[:, p * pool :], dx[:, :, q * pool :] = 0, 0
         for part in parts:
-            image, dimage, out, gradient = x[part], dx[part], y[part], dy[part]
-            free = xp.ones(out.shape, bool)  # of equal maxima only the first one gets the gradient
-            for place in places:
-                hit = image[place] == out
-                hit &= free
-                free ^= hit
-                xp.multiply(gradient, hit, out=dimage[place])
+            image, dimage, out = x[part], dx[part], y[part]
+            left = dy[part].copy()  # the first of equal maxima takes the gradient and leaves nothing
+            for place in places[:-1]:
+                taken = (image[place] == out).astype(x.dtype)
+                taken *= left
+                left -= taken
+                dimage[place] = taken
+            dimage[places[-1]] = left
         return [dx]
 
     return y, pullback
 
 
 def relu(work, x):
-    y = work.xp.maximum(x, 0)
-    return y, lambda dy, first=True: [dy * (y > 0)]
+    y = work.xp.clip(x, 0, work.xp.inf)
+    return y, lambda dy, first=True: [_where_positive(y, dy)]
 
 
 def dropout(work, x, *, rate=0.0, generator=None):
@@ -180,7 +187,8 @@ def dropout(work, x, *, rate=0.0, generator=None):
         return x.copy(), lambda dy, first=True: [dy.copy()]
     words = generator.integers(0, 2**64 - 1, -(-x.size // 4), dtype=xp.uint64, endpoint=True)
     kept = words.view(xp.uint16)[: x.size].reshape(x.shape) >= round(rate * 2**16)
-    factors = xp.multiply(kept, 1 / (1 - rate), dtype=x.dtype)
+    factors = kept.astype(x.dtype)
+    factors *= 1 / (1 - rate)
     return x * factors, lambda dy, first=True: [dy * factors]
 
 

@@ -31,7 +31,7 @@ def conv2d(work, x, w, b, *, stride=1, padding="valid", activation=None):
         part = y[images, lines].reshape(-1, width)
         xp.matmul(_patches(xp, a.buffer, windows[images, lines]), weight, out=part)
         if activation == "relu":
-            xp.maximum(part, a.zero, out=part)
+            xp.clip(part, 0, xp.inf, out=part)  # several times as fast as maximum(part, 0)
 
     def pullback(dy, first=True):
         k = len(weight) - 1
@@ -40,7 +40,9 @@ def conv2d(work, x, w, b, *, stride=1, padding="valid", activation=None):
         for images, lines in a.blocks:
             dz = dy[images, lines]
             if activation == "relu":
-                dz = xp.multiply(dz, y[images, lines] > 0, out=a.dz[: len(dz), : dz.shape[1]])
+                dz = a.dz[: len(dz), : dz.shape[1]]
+                dz[:] = y[images, lines] > 0
+                dz *= dy[images, lines]
             xp.matmul(_patches(xp, a.buffer, windows[images, lines]).T, dz.reshape(-1, width), out=part)
             dweight += part
             if first:
@@ -101,7 +103,7 @@ def _arrays(xp, keep, shape, kernel, stride, padding, dtype):
     same = padding == "same"
     before, after = zip(*(same_padding(size[d], kernel[d], stride) if same else (0, 0) for d in (0, 1)), strict=True)
     p, q = ((before[d] + size[d] + after[d] - kernel[d]) // stride + 1 for d in (0, 1))
-    a = SimpleNamespace(p=p, q=q, zero=xp.zeros((), dtype), blocks=_blocks(n, p, q, k + o), padded=None)
+    a = SimpleNamespace(p=p, q=q, blocks=_blocks(n, p, q, k + o), padded=None)
     if any(before + after):
         a.padded = xp.zeros((n, before[0] + size[0] + after[0], before[1] + size[1] + after[1], c), dtype)
         a.inner = a.padded[:, before[0] :, before[1] :][:, : size[0], : size[1]]

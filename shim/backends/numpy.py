@@ -16,13 +16,13 @@ import numpy as np
 from shim.backends import _handwritten
 from shim.backends._handwritten import Workspace
 from shim.backends._tape import Tape, Variable
+from shim.backends._updates import update
 from shim.models import optimizers
 from shim.protocol import bare_ops, check_choice, op, program
 
 DEVICES = ("cpu",)
 MODES = ("eager",)
 PRECISIONS = ("float32",)
-BLOCK = 2**15  # weights that the optimizer updates at a time: with gradient and state they fit the cache of a core
 
 _generator = np.random.default_rng()
 
@@ -40,7 +40,7 @@ def setup(device="cpu", precision="float32", threads=None):
 
 
 def to_device(value):
-    return np.array(value)
+    return np.array(value, order="C")
 
 
 def to_numpy(array):
@@ -166,7 +166,7 @@ class _Trainer:
 
     def __init__(self, model, params, optimizer, seed):
         self._model, self._optimizer, self._count = model, optimizer, 0
-        self._params = {name: np.array(value) for name, value in params.items()}
+        self._params = {name: np.array(value, order="C") for name, value in params.items()}
         self._states = {name: optimizers.init(optimizer, value) for name, value in self._params.items()}
         self._training, self._evaluation = Tape(np), Tape(np, recording=False)
         generator = np.random.Generator(np.random.SFC64(seed))
@@ -183,7 +183,7 @@ class _Trainer:
         loss = getattr(ops, self._model.loss)(self._model.apply(ops, params, x), labels)
         gradients = self._training.gradients(loss, params.values())
         for (name, p), g in zip(self._params.items(), gradients, strict=True):
-            _update(self._optimizer, self._count, p, g, self._states[name])
+            update(self._optimizer, np, self._count, p, g, self._states[name])
         self._count += 1
         return loss.value
 
@@ -214,58 +214,6 @@ def _identity(x, *, rate=0.0):
 def trainer(model, params, optimizer, mode, seed=0):
     check_choice("mode", mode, MODES)
     return _Trainer(model, params, optimizer, seed)
-
-
-def _update(optimizer, step, p, g, states):
-    """Update one weight and its state in place with the formula of :func:`shim.models.optimizers.update`."""
-    lr = optimizers.adam_rate if optimizer.name == "adam" else optimizers.rate
-    formula, lr = _FORMULAS[optimizer.name], lr(optimizer, step)
-    arrays = [a.reshape(-1) for a in (p, g, *states)]
-    scratch = np.empty((2, min(BLOCK, p.size)), p.dtype)
-    for start in range(0, p.size, BLOCK):
-        p_part, *parts = (a[start : start + BLOCK] for a in arrays)
-        d, t = scratch[:, : p_part.size]
-        formula(optimizer, d, t, *parts)
-        np.multiply(d, lr, out=d)
-        np.subtract(p_part, d, out=p_part)
-
-
-# Each formula leaves in d what the learning rate multiplies; t is scratch of the same length.
-
-
-def _sgd(o, d, t, g):
-    np.copyto(d, g)
-
-
-def _rmsprop(o, d, t, g, v):
-    _decay(v, o.rho, np.multiply(g, g, out=t))
-    np.sqrt(np.add(v, o.epsilon, out=t), out=t)
-    np.divide(g, t, out=d)
-
-
-def _adam(o, d, t, g, m, v):
-    np.copyto(t, g)
-    _decay(m, o.beta_1, t)
-    _decay(v, o.beta_2, np.multiply(g, g, out=t))
-    np.add(np.sqrt(v, out=t), o.epsilon, out=t)
-    np.divide(m, t, out=d)
-
-
-def _adadelta(o, d, t, g, a, u):
-    _decay(a, o.rho, np.multiply(g, g, out=t))
-    np.divide(np.add(u, o.epsilon, out=d), np.add(a, o.epsilon, out=t), out=d)
-    np.multiply(np.sqrt(d, out=d), g, out=d)
-    _decay(u, o.rho, np.multiply(d, d, out=t))
-
-
-def _decay(average, rho, value):
-    """Move a running average towards ``value``, which is spent."""
-    np.subtract(value, average, out=value)
-    np.multiply(value, 1 - rho, out=value)
-    np.add(average, value, out=average)
-
-
-_FORMULAS = {"sgd": _sgd, "rmsprop": _rmsprop, "adam": _adam, "adadelta": _adadelta}
 
 
 # ------------------------------------------------------------------------------------------------ what was used

@@ -2,10 +2,7 @@
 
 Three choices differ from what Keras does by default, each the fastest of those measured:
 
-- *LSTM*: one matmul serves the inputs of all steps. A graph then holds the steps one after another, as
-  ``keras.layers.LSTM(unroll=True)`` does; beyond :data:`UNROLL` steps, and for XLA, they are a ``tf.while_loop``.
-  The fused CPU kernel ``BlockLSTMV2`` is no faster forwards and takes twice the time backwards, and the gradient that
-  TensorFlow registers for it takes the gates in the order of its predecessor ``BlockLSTM``, so that it is wrong.
+- *LSTM*: the steps stand one after another in the graph, up to :data:`UNROLL` of them; see ``_tensorflow_lstm.py``.
 - *Embedding average*: the ``SparseSegmentMean`` kernel sums the rows where they lie, and its gradient is dense.
   XLA does not have it and gathers the rows first.
 - *Calls*: a program calls the concrete function of its shapes, which spares ``tf.function`` its search for one.
@@ -24,7 +21,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors only; TensorFlow re
 import numpy as np
 import tensorflow as tf
 
-from shim.models import optimizers
+from shim.backends import _tensorflow_lstm, _tensorflow_optimizers
 from shim.protocol import bare_ops, check_choice, op, program
 
 DEVICES = ("cpu", "cuda")
@@ -51,7 +48,7 @@ def setup(device="cpu", precision="float32", threads=None):
             tf.config.threading.set_inter_op_parallelism_threads(threads)
     except RuntimeError:
         raise ValueError(
-            "TensorFlow is running and keeps its device and its threads; call setup() before any array, in a new process"
+            "TensorFlow is running and keeps its device and threads; call setup() before any array, in a new process"
         ) from None
     tf.config.experimental.enable_tensor_float_32_execution(precision == "tf32")
     _settings.update(device=device, precision=precision)
@@ -88,58 +85,14 @@ def conv2d(x, w, b, *, stride=1, padding="valid", activation=None):
 @op
 def lstm(x, w_x, w_h, b, *, return_sequences=False, reverse=False):
     """Every step in the graph, or a ``tf.while_loop`` beyond :data:`UNROLL` steps."""
-    return _lstm(x, w_x, w_h, b, return_sequences=return_sequences, reverse=reverse, unroll=UNROLL)
+    return _tensorflow_lstm.lstm(x, w_x, w_h, b, return_sequences=return_sequences, reverse=reverse, unroll=UNROLL)
 
 
 @op
 def bilstm(x, w_x, w_h, b, w_x_reverse, w_h_reverse, b_reverse, *, return_sequences=False):
     """Two LSTMs, which the graph's executor runs side by side."""
     weights = w_x, w_h, b, w_x_reverse, w_h_reverse, b_reverse
-    return _bilstm(x, *weights, return_sequences=return_sequences, unroll=UNROLL)
-
-
-def _bilstm(x, w_x, w_h, b, w_x_reverse, w_h_reverse, b_reverse, *, return_sequences=False, unroll):
-    layer = functools.partial(_lstm, x, return_sequences=return_sequences, unroll=unroll)
-    return tf.concat([layer(w_x, w_h, b), layer(w_x_reverse, w_h_reverse, b_reverse, reverse=True)], axis=-1)
-
-
-def _lstm(x, w_x, w_h, b, *, return_sequences=False, reverse=False, unroll):
-    (batch, steps, width), w_h = x.shape, tf.convert_to_tensor(w_h)
-    z = dense.bare(tf.reshape(tf.transpose(x, (1, 0, 2)), (steps * batch, width)), w_x, b)
-    z = tf.reshape(z, (steps, batch, z.shape[1]))
-
-    def cell(z, h, c):
-        i, f, g, o = tf.split(z + tf.matmul(h, w_h), 4, axis=1)
-        c = tf.sigmoid(f) * c + tf.sigmoid(i) * tf.tanh(g)
-        return tf.sigmoid(o) * tf.tanh(c), c
-
-    zero = tf.zeros((batch, w_h.shape[0]), x.dtype)
-    return (_unrolled if steps <= unroll else _while_loop)(cell, z, zero, return_sequences, reverse)
-
-
-def _unrolled(cell, z, zero, return_sequences, reverse):
-    order = -1 if reverse else 1
-    h, c, outputs = zero, zero, []
-    for step in tf.unstack(z)[::order]:
-        h, c = cell(step, h, c)
-        outputs.append(h)
-    return tf.stack(outputs[::order], axis=1) if return_sequences else h
-
-
-def _while_loop(cell, z, zero, return_sequences, reverse):
-    steps = z.shape[0]
-    inputs = tf.TensorArray(z.dtype, steps, element_shape=z.shape[1:]).unstack(z)
-    outputs = tf.TensorArray(z.dtype, steps, element_shape=zero.shape)
-
-    def body(k, h, c, outputs):
-        t = steps - 1 - k if reverse else k
-        h, c = cell(inputs.read(t), h, c)
-        return k + 1, h, c, outputs.write(t, h) if return_sequences else outputs
-
-    start = 0, zero, zero, outputs
-    # XLA sizes what the gradient keeps of each step by maximum_iterations.
-    _, h, _, outputs = tf.while_loop(lambda k, *_: k < steps, body, start, maximum_iterations=steps)
-    return tf.transpose(outputs.stack(), (1, 0, 2)) if return_sequences else h
+    return _tensorflow_lstm.bilstm(x, *weights, return_sequences=return_sequences, unroll=UNROLL)
 
 
 @op
@@ -149,7 +102,10 @@ def embedding_average(ids, table, *, padding_id=None):
     if padding_id is None:
         return tf.sparse.segment_mean(table, tf.reshape(ids, (-1,)), tf.repeat(tf.range(batch), steps))
     kept = tf.where(ids != padding_id)
-    return tf.sparse.segment_mean(table, tf.gather_nd(ids, kept), kept[:, 0], num_segments=batch)
+    # One more sample, of which nothing is kept: without any ids at all the kernel leaves the gradient uninitialised.
+    ids = tf.concat([tf.gather_nd(ids, kept), [padding_id]], axis=0)
+    samples = tf.concat([kept[:, 0], [batch]], axis=0)
+    return tf.sparse.segment_mean(table, ids, samples, num_segments=batch + 1)[:batch]
 
 
 def _gathered_average(ids, table, *, padding_id=None):
@@ -209,8 +165,8 @@ def sigmoid_cross_entropy(logits, labels):
 
 
 _XLA = {
-    "lstm": functools.partial(_lstm, unroll=0),
-    "bilstm": functools.partial(_bilstm, unroll=0),
+    "lstm": functools.partial(_tensorflow_lstm.lstm, unroll=0),
+    "bilstm": functools.partial(_tensorflow_lstm.bilstm, unroll=0),
     "embedding_average": _gathered_average,
 }
 
@@ -227,16 +183,13 @@ def _function(function, mode):
 def _program(function, mode):
     """Return ``function`` traced for the shapes of its first call, and anew when others come."""
     traced = _function(function, mode)
-    concrete = None
+    concrete = shapes = None
 
     def run(*args):
-        nonlocal concrete
-        if concrete is not None:
-            try:
-                return concrete(*args)
-            except TypeError:  # other shapes
-                pass
-        concrete = traced.get_concrete_function(*args)
+        nonlocal concrete, shapes
+        if shapes != [a.shape for a in args]:  # a concrete function would take them all the same
+            shapes = [a.shape for a in args]
+            concrete = traced.get_concrete_function(*args)
         return concrete(*args)
 
     return run
@@ -244,21 +197,25 @@ def _program(function, mode):
 
 @program
 def forward(op, options, mode):
-    return _program(functools.partial(getattr(_ops(mode), op), **options), mode)
+    function = getattr(_ops(mode), op)
+    # Not a partial: a concrete function of one cannot bind its arguments, and tells so before it goes on without.
+    return _program(lambda *args: function(*args, **options), mode)
 
 
 @program
 def forward_backward(op, options, mode):
     function = functools.partial(getattr(_ops(mode), op), **options)
 
-    def value_and_gradients(args, dy):
+    def value_and_gradients(*args):
+        *args, dy = args
         floats = [a for a in args if a.dtype.is_floating]
         with tf.GradientTape() as tape:
             tape.watch(floats)
             y = function(*args)
         return y, _gradients(tape, y, floats, dy)
 
-    return _program(value_and_gradients, mode)
+    run = _program(value_and_gradients, mode)
+    return lambda args, dy: run(*args, dy)
 
 
 def _gradients(tape, y, sources, dy=None):
@@ -273,8 +230,7 @@ class _Trainer:
     def __init__(self, model, params, optimizer, mode, seed):
         self._model, self._optimizer, self._mode, self._seed = model, optimizer, mode, seed
         self._params = {name: tf.Variable(value) for name, value in params.items()}
-        slots = 2 if optimizer.name == "rmsprop" else optimizers.STATES[optimizer.name]  # its kernel has a momentum
-        self._slots = [[tf.Variable(np.zeros_like(p)) for _ in range(slots)] for p in params.values()]
+        self._slots = [_tensorflow_optimizers.slots(optimizer, value) for value in params.values()]
         self._count = tf.Variable(0, dtype=tf.int64)
         self.step = _function(self._step, mode)
         self.evaluate = _function(self._evaluate, mode)
@@ -290,7 +246,7 @@ class _Trainer:
         with tf.GradientTape() as tape:
             loss, _ = self._loss(x, labels, drop if self._model.dropout else _keep, training=True)
         for weight, slots, gradient in zip(weights, self._slots, _gradients(tape, loss, weights), strict=True):
-            _update(self._optimizer, weight.handle, [s.handle for s in slots], gradient, self._count)
+            _tensorflow_optimizers.update(self._optimizer, weight, slots, gradient, self._count)
         self._count.assign_add(1)
         return loss
 
@@ -313,22 +269,6 @@ def _keep(x, *, rate=0.0):
     return x
 
 
-def _update(optimizer, weight, slots, gradient, count):
-    step = tf.cast(count, gradient.dtype)
-    lr, rho, epsilon = optimizers.rate(optimizer, step), optimizer.rho, optimizer.epsilon
-    common = {"var": weight, "lr": lr, "epsilon": epsilon, "grad": gradient}
-    if optimizer.name == "sgd":
-        tf.raw_ops.ResourceApplyGradientDescent(var=weight, alpha=lr, delta=gradient)
-    elif optimizer.name == "rmsprop":
-        tf.raw_ops.ResourceApplyRMSProp(**common, ms=slots[0], mom=slots[1], rho=rho, momentum=0.0)
-    elif optimizer.name == "adadelta":
-        tf.raw_ops.ResourceApplyAdadelta(**common, accum=slots[0], accum_update=slots[1], rho=rho)
-    else:
-        beta1, beta2 = optimizer.beta_1, optimizer.beta_2
-        powers = {"beta1_power": beta1 ** (step + 1), "beta2_power": beta2 ** (step + 1)}
-        tf.raw_ops.ResourceApplyAdam(**common, m=slots[0], v=slots[1], beta1=beta1, beta2=beta2, **powers)
-
-
 def trainer(model, params, optimizer, mode, seed=0):
     check_choice("mode", mode, MODES)
     return _Trainer(model, params, optimizer, mode, seed)
@@ -344,9 +284,8 @@ def implementation(case, mode=MODES[0]):
         return f"graph of {steps} steps" if steps <= UNROLL else "while loop"
     if case.op in ("embedding", "embedding_average"):
         return "gather kernel" if case.op == "embedding" else "SparseSegmentMean kernel"
-    library = (
-        "CUDA" if _settings["device"] == "cuda" else "oneDNN" if _onednn() and case.dtype != "float64" else "Eigen"
-    )
+    on_cpu = "oneDNN" if _onednn() and case.dtype != "float64" else "Eigen"
+    library = on_cpu if _settings["device"] == "cpu" else "CUDA"
     kernels = {"dense": "matmul", "conv2d": "convolution", "max_pool2d": "max pooling"}
     return f"{library} {kernels[case.op]}" if case.op in kernels else "TensorFlow kernels"
 

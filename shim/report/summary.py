@@ -191,7 +191,9 @@ def _failure_of(target: str, mode: str | None, case: str, failures: Sequence[dic
     """Return why a row failed, wholly or in one round; a failure without a mode or a case is one of all of them."""
     for failure in failures:
         at_fault = failure.get("target") == target and failure.get("mode") in (None, mode)
-        if at_fault and failure.get("case") in (None, case):
+        if at_fault and failure.get("case") is None:
+            return "failed in all cases, see the failures"
+        if at_fault and failure.get("case") == case:
             return f"failed: {words.reason(failure.get('reason', ''))}"
     return ""
 

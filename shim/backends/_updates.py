@@ -1,0 +1,58 @@
+"""The optimizers' formulas in place: each weight in pieces that stay in the cache, with no array made on the way."""
+
+from __future__ import annotations
+
+from shim.models import optimizers
+
+BLOCK = 2**15  # elements of a piece; with its gradient, state and scratch it fits the second-level cache of a core
+
+
+def update(optimizer, xp, step, p, g, states):
+    """Update a C-contiguous weight and its states as :func:`shim.models.optimizers.update` does."""
+    rate = optimizers.adam_rate if optimizer.name == "adam" else optimizers.rate
+    formula, lr = FORMULAS[optimizer.name], rate(optimizer, step)
+    arrays = [a.reshape(-1) for a in (p, g, *states)]
+    scratch = xp.empty((2, min(BLOCK, p.size)), p.dtype)
+    for start in range(0, p.size, BLOCK):
+        part, *others = (a[start : start + BLOCK] for a in arrays)
+        t = scratch[0, : part.size]
+        xp.multiply(formula(optimizer, xp, t, scratch[1, : part.size], *others), lr, out=t)
+        xp.subtract(part, t, out=part)
+
+
+# Each formula returns what the learning rate multiplies, in t, which is free to use like d, or in g itself.
+
+
+def _sgd(o, xp, t, d, g):
+    return g
+
+
+def _rmsprop(o, xp, t, d, g, v):
+    _average(xp, v, o.rho, xp.multiply(g, g, out=t), t)
+    xp.sqrt(xp.add(v, o.epsilon, out=t), out=t)
+    return xp.divide(g, t, out=t)
+
+
+def _adam(o, xp, t, d, g, m, v):
+    _average(xp, m, o.beta_1, g, t)
+    _average(xp, v, o.beta_2, xp.multiply(g, g, out=t), t)
+    xp.add(xp.sqrt(v, out=t), o.epsilon, out=t)
+    return xp.divide(m, t, out=t)
+
+
+def _adadelta(o, xp, t, d, g, a, u):
+    _average(xp, a, o.rho, xp.multiply(g, g, out=t), t)
+    xp.divide(xp.add(u, o.epsilon, out=d), xp.add(a, o.epsilon, out=t), out=d)
+    xp.multiply(xp.sqrt(d, out=d), g, out=d)
+    _average(xp, u, o.rho, xp.multiply(d, d, out=t), t)
+    return d
+
+
+def _average(xp, average, rho, value, t):
+    """Move a running average towards ``value`` by ``1 - rho``."""
+    xp.subtract(value, average, out=t)
+    xp.multiply(t, 1 - rho, out=t)
+    xp.add(average, t, out=average)
+
+
+FORMULAS = {"sgd": _sgd, "rmsprop": _rmsprop, "adam": _adam, "adadelta": _adadelta}

@@ -1,0 +1,326 @@
+"""JAX: pure functions compiled whole by XLA; ``jax.jit`` is the only mode.
+
+64-bit types are switched on at import, as the contract's float64 needs them; every array keeps the dtype it is given.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax._src.xla_bridge import backends_are_initialized
+
+from shim import contract
+from shim.models import optimizers
+from shim.protocol import bare_ops, check_choice, op, program
+
+jax.config.update("jax_enable_x64", True)
+
+DEVICES = ("cpu", "cuda")
+MODES = ("jit",)
+
+_module = sys.modules[__name__]
+_platform, _precision = "cpu", "float32"
+_draws = itertools.count()
+
+
+def setup(device="cpu", precision="float32", threads=None):
+    """Choose device, matmul precision and thread count; ``tf32`` is for CUDA devices.
+
+    XLA reads the thread count once, when the first array is made: later only the same count is accepted.
+    """
+    global _platform, _precision
+    check_choice("device", device, DEVICES)
+    check_choice("precision", precision, ("float32", "tf32") if device == "cuda" else ("float32",))
+    if threads is not None:
+        _set_threads(threads)
+    if not backends_are_initialized():
+        jax.config.update("jax_platforms", device)
+    if device == "cuda":
+        try:
+            jax.devices("cuda")
+        except (RuntimeError, AssertionError) as error:  # JAX asserts where its CUDA plugin is not installed
+            jax.config.update("jax_platforms", _platform)
+            reason = str(error) or "the package jax[cuda12] or jax[cuda13] is not installed"
+            raise ValueError(f"device 'cuda' is not available to jax {jax.__version__}: {reason}") from None
+    jax.config.update("jax_default_matmul_precision", "tensorfloat32" if precision == "tf32" else "highest")
+    _platform, _precision = device, precision
+
+
+def _set_threads(threads):
+    if threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}")
+    if backends_are_initialized() and threads != _threads():
+        raise ValueError(
+            f"jax already runs {_threads()} threads and cannot change to {threads}; "
+            f"call setup before the first array, or start Python with NPROC={threads}"
+        )
+    os.environ["NPROC"] = str(threads)
+
+
+def _threads():
+    return int(os.environ.get("NPROC", 0)) or len(os.sched_getaffinity(0))
+
+
+def _sharding():
+    return jax.sharding.SingleDeviceSharding(jax.devices(_platform)[0])
+
+
+def to_device(value):
+    """A copy: ``jax.device_put`` would share the memory of an aligned NumPy array."""
+    return jnp.array(value, device=_sharding())
+
+
+def to_numpy(array):
+    return np.array(array)
+
+
+def synchronize(outputs):
+    jax.block_until_ready(outputs)
+
+
+@op
+def dense(x, w, b, *, activation=None):
+    y = x @ w + b
+    return jax.nn.relu(y) if activation == "relu" else y
+
+
+@op
+def conv2d(x, w, b, *, stride=1, padding="valid", activation=None):
+    layout = ("NHWC", "HWIO", "NHWC")
+    y = lax.conv_general_dilated(x, w, (stride, stride), padding.upper(), dimension_numbers=layout) + b
+    return jax.nn.relu(y) if activation == "relu" else y
+
+
+@op
+def lstm(x, w_x, w_h, b, *, return_sequences=False, reverse=False):
+    """The input product of the whole sequence, then ``lax.scan`` over time; unrolling it makes it no faster."""
+
+    def step(state, z):
+        h, c = state
+        i, f, g, o = jnp.split(z + h @ w_h, 4, axis=-1)
+        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+        h = jax.nn.sigmoid(o) * jnp.tanh(c)
+        return (h, c), h if return_sequences else None
+
+    zero = jnp.zeros((x.shape[0], w_h.shape[0]), x.dtype)
+    (h, _), outputs = lax.scan(step, (zero, zero), x.swapaxes(0, 1) @ w_x + b, reverse=reverse)
+    return outputs.swapaxes(0, 1) if return_sequences else h
+
+
+@op
+def bilstm(x, w_x, w_h, b, w_x_reverse, w_h_reverse, b_reverse, *, return_sequences=False):
+    """Two scans, which XLA is free to run at the same time."""
+    forwards = lstm.bare(x, w_x, w_h, b, return_sequences=return_sequences)
+    backwards = lstm.bare(x, w_x_reverse, w_h_reverse, b_reverse, return_sequences=return_sequences, reverse=True)
+    return jnp.concatenate([forwards, backwards], axis=-1)
+
+
+@op
+def embedding_average(ids, table, *, padding_id=None):
+    rows = embedding.bare(ids, table)
+    if padding_id is None:
+        return rows.mean(axis=1)
+    kept = ids != padding_id
+    count = kept.sum(axis=1, keepdims=True, dtype=table.dtype)
+    return jnp.where(kept[:, :, None], rows, 0).sum(axis=1) / jnp.maximum(count, 1)
+
+
+@op
+def embedding(ids, table):
+    """``jnp.take``; clipping spares the default mode's test for ids out of range."""
+    return jnp.take(table, ids, axis=0, mode="clip")
+
+
+@op
+def max_pool2d(x, *, pool=2):
+    """The first maximum of each window, by selection: the gradient of ``lax.reduce_window`` is far slower on a CPU."""
+    p, q = x.shape[1] // pool * pool, x.shape[2] // pool * pool
+    corners = [x[:, i:p:pool, j:q:pool] for i in range(pool) for j in range(pool)]
+    return functools.reduce(lambda first, then: jnp.where(then > first, then, first), corners)
+
+
+@op
+def relu(x):
+    return jax.nn.relu(x)
+
+
+@op
+def dropout(x, *, rate=0.0):
+    """``jax.random.bernoulli`` with a new key at each call."""
+    return _drop(jax.random.fold_in(jax.random.key(0), next(_draws)), x, rate)
+
+
+def _drop(key, x, rate):
+    if not rate:
+        return x
+    kept = jax.random.bernoulli(key, np.float32(1 - rate), x.shape)
+    return jnp.where(kept, x / (1 - rate), 0)
+
+
+@op
+def batch_norm(x, gamma, beta, mean, variance, *, training=False):
+    if training:
+        mean, variance = x.mean(axis=0), x.var(axis=0)
+    return (x - mean) * lax.rsqrt(variance + 1e-3) * gamma + beta
+
+
+@op
+def concat(x, y):
+    return jnp.concatenate([x, y], axis=-1)
+
+
+@op
+def flatten(x):
+    return x.reshape(x.shape[0], -1)
+
+
+@op
+def softmax_cross_entropy(logits, labels):
+    chosen = jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
+    return (jax.nn.logsumexp(logits, axis=-1) - chosen).mean()
+
+
+@op
+def sigmoid_cross_entropy(logits, labels):
+    return (jax.nn.softplus(logits) - logits * labels.astype(logits.dtype)).mean()
+
+
+@functools.cache
+def _program(op, options, direction):
+    """The compiled function; one for each op and options, so that its shapes are compiled once a process."""
+    function = functools.partial(getattr(_module, op).bare, **dict(options))
+    arguments = contract.op(op).arguments
+
+    def run(args, dy):
+        y, pullback = jax.vjp(function, *args)
+        return y, tuple(g for g, argument in zip(pullback(dy), arguments, strict=True) if argument.is_float)
+
+    chosen = function if direction == "forward" else run
+    # While it is traced, dropout would draw one mask for all calls.
+    return chosen if dict(options).get("rate") else jax.jit(chosen)
+
+
+@program
+def forward(op, options, mode):
+    return _program(op, tuple(sorted(options.items())), "forward")
+
+
+@program
+def forward_backward(op, options, mode):
+    return _program(op, tuple(sorted(options.items())), "forward_backward")
+
+
+class _Trainer:
+    def __init__(self, model, params, optimizer, seed):
+        zeros = {name: optimizers.init(optimizer, value) for name, value in params.items()}
+        self._state = jax.tree.map(to_device, (dict(params), zeros, np.int32(0)))
+        key = jax.random.key(seed)
+        inference = bare_ops(_module, dropout=_identity)
+
+        def loss(params, x, labels, count):
+            draws, step_key = itertools.count(), jax.random.fold_in(key, count)
+
+            def drop(x, *, rate=0.0):
+                return _drop(jax.random.fold_in(step_key, next(draws)), x, rate)
+
+            training = functools.partial(batch_norm.bare, training=True)
+            ops = bare_ops(_module, dropout=drop if model.dropout else _identity, batch_norm=training)
+            return getattr(ops, model.loss)(model.apply(ops, params, x), labels)
+
+        def step(state, x, labels):
+            params, slots, count = state
+            value, grads = jax.value_and_grad(loss)(params, x, labels, count)
+            moved = {n: optimizers.update(optimizer, jnp, params[n], grads[n], slots[n], count) for n in params}
+            return ({n: p for n, (p, _) in moved.items()}, {n: s for n, (_, s) in moved.items()}, count + 1), value
+
+        def evaluation(params, x, labels):
+            logits = model.apply(inference, params, x)
+            predicted = logits.argmax(axis=-1) if logits.ndim == 2 else logits > 0
+            return getattr(inference, model.loss)(logits, labels), (predicted == labels).sum(dtype=jnp.int32)
+
+        self._step, self._evaluation = jax.jit(step, donate_argnums=0), jax.jit(evaluation)
+
+    def step(self, x, labels):
+        self._state, loss = self._step(self._state, x, labels)
+        return loss
+
+    def evaluate(self, x, labels):
+        return self._evaluation(self._state[0], x, labels)
+
+    def params(self):
+        return {name: to_numpy(value) for name, value in self._state[0].items()}
+
+
+def _identity(x, *, rate=0.0):
+    return x
+
+
+def trainer(model, params, optimizer, mode, seed=0):
+    """One compiled step, gradients and optimizer in it, that overwrites weights and state in place (donation)."""
+    check_choice("mode", mode, MODES)
+    return _Trainer(model, params, optimizer, seed)
+
+
+#: marks in XLA's compiled text -> the library that a product or convolution is left to
+_LIBRARIES = {"__ynn": "YNNPACK", "__onednn": "oneDNN", "__cudnn": "cuDNN", "__cublas": "cuBLAS"}
+
+
+def implementation(case, mode=MODES[0]):
+    """Name what XLA made of a case, read from its compiled program; nothing is compiled that has run already."""
+    if case.is_model:
+        return "XLA, one donated step"
+    if dict(case.options).get("rate"):
+        return "XLA, op by op"
+    args, dy = _shapes(case)
+    run = _program(case.op, tuple(sorted(case.options)), case.direction)
+    text = run.lower(*([args, dy] if case.direction == "forward_backward" else args)).compile().as_text()
+    return _path(text)
+
+
+def _shapes(case):
+    entry, dims = contract.op(case.op), dict(case.dims)
+    at = _sharding()
+
+    def shape(axes, dtype=case.dtype):
+        return jax.ShapeDtypeStruct(axes, dtype, sharding=at)
+
+    args = [shape(entry.shape(a.axes, dims), case.dtype if a.is_float else "int32") for a in entry.arguments]
+    return args, shape(entry.result_shape(dims, dict(case.options)))
+
+
+def _path(text):
+    """Say which products, convolutions and loops a compiled program has and who computes them."""
+    library = {
+        name: _LIBRARIES[mark]
+        for name, mark in re.findall(r'calls=%([\w.-]+).*?"kind":"(__[a-z]+)', text)
+        if mark in _LIBRARIES
+    }
+    found, computation = [], ""
+    for line in text.splitlines():
+        if line.startswith(("%", "ENTRY")):
+            computation = line.split()[0].lstrip("%")
+        if kind := re.search(r" (while|dot|convolution|scatter|gather)\(", line):
+            by = library.get(computation) or next((n for m, n in _LIBRARIES.items() if m in line), None)
+            found.append(kind[1] + (f" by {by}" if by else ""))
+    return "XLA: " + (", ".join(dict.fromkeys(found)) or "fused loops")
+
+
+def describe():
+    return {
+        "device": jax.devices(_platform)[0].device_kind,
+        "precision": _precision,
+        "threads": _threads(),
+        "versions": {name: sys.modules[name].__version__ for name in ("jax", "jaxlib", "numpy")},
+        "libraries": {"dropout": jax.config.jax_default_prng_impl},
+    }
+
+
+setup()
