@@ -44,11 +44,11 @@ format: $(TOOL)  ## Format the code and mend what can be mended
 
 asv: env  ## Measure this commit with asv and publish its site in .asv/html
 	test -e ~/.asv-machine.json || $(ASV) machine --yes
-	$(ASV) run $(ARGS)
+	$(ASV) run --record-samples $(ARGS)
 	$(ASV) publish
 
 clean:  ## Delete all that was made here: .venv, .shim with its runs, .asv with its results, caches
-	rm -rf .venv .shim .asv asv.test.conf.json .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .shim .asv .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 tool: $(TOOL)
 
@@ -65,7 +65,7 @@ $(TOOL): pyproject.toml
 # The tests of the tool run in .venv. Those in tests/backends run in the environment of each backend, a file
 # test_NAME.py there only in the environment of NAME.
 test-tool: env
-	$(BIN)/python -m pytest --ignore=tests/backends
+	$(BIN)/python -m pytest --ignore=tests/backends --ignore=tests/test_asv_site.py
 
 test-backends: $(TARGETS:%=test-backend-%)
 
@@ -76,13 +76,6 @@ test-backend-%: env
 test-smoke: env
 	$(SHIM) bench --set smoke --quick --backends $(subst $(space),$(comma),$(strip $(TARGETS)))
 
-# asv measures here into a folder of its own, so that hasty results do not get among the real ones.
-test-asv: env asv.test.conf.json
-	test -e ~/.asv-machine.json || $(ASV) machine --yes
-	$(ASV) check --config asv.test.conf.json
-	SHIM_BENCH_PROFILE=fast $(ASV) run --config asv.test.conf.json --quick --bench dense
-	$(ASV) publish --config asv.test.conf.json
-	SHIM_ASV_SITE=.asv/test/html $(BIN)/python -m pytest tests/test_asv.py
-
-asv.test.conf.json: asv.conf.json
-	@sed 's|"\.asv/|".asv/test/|' $< > $@
+# check, run, publish and a browser, in a scratch clone with a home of its own
+test-asv: env
+	$(BIN)/python -m pytest tests/test_asv_site.py

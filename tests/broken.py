@@ -113,7 +113,7 @@ def backend(fault=None):
             used = change_args(args) if change_args and op in ops else args
             result = run(used, np.array(dy[0])) if backward else (run(*used), [])
             y, grads = np.array(result[0]), [np.array(g) for g in result[1]]
-            if change_args and op in ops:
+            if grads and change_args and op in ops:
                 grads = [
                     np.resize(g, a.shape) for g, a in zip(grads, (a for a in args if a.dtype.kind == "f"), strict=True)
                 ]

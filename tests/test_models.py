@@ -1,5 +1,6 @@
 """The models' descriptions: layers, weights, batches, and the optimizers' formulas."""
 
+import dataclasses
 import math
 from types import SimpleNamespace
 
@@ -152,10 +153,10 @@ def _steps_in_plain_python(optimizer, p, gradients):
     return p
 
 
-def _steps(optimizer, p, gradients):
+def _steps(optimizer, p, gradients, kind=int):
     state = optimizers.init(optimizer, p)
     for step, g in enumerate(gradients):
-        p, state = optimizers.update(optimizer, np, p, g, state, step)
+        p, state = optimizers.update(optimizer, np, p, g, state, kind(step))
     return p, state
 
 
@@ -167,10 +168,12 @@ def test_updates_follow_keras(optimizer):
     assert _steps(optimizer, p, gradients)[0] == pytest.approx(expected, rel=1e-13, abs=0)
 
 
+@pytest.mark.parametrize("kind", [int, np.int32, np.array], ids=["int", "int32", "array"])
+@pytest.mark.parametrize("decay", [0.0, 0.1])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda o: o.name)
-def test_updates_keep_the_dtype_and_leave_their_arguments_alone(optimizer):
+def test_updates_keep_the_dtype_and_leave_their_arguments_alone(optimizer, decay, kind):
     p, g = np.ones(3, np.float32), np.full((2, 3), 0.5, np.float32)
-    moved, state = _steps(optimizer, p, g)
+    moved, state = _steps(dataclasses.replace(optimizer, decay=decay), p, g, kind)
     assert moved.dtype == np.float32
     assert [s.dtype for s in state] == [np.float32] * optimizers.STATES[optimizer.name]
     assert np.array_equal(p, np.ones(3))

@@ -88,8 +88,8 @@ def update(
 ) -> tuple[Any, tuple[Any, ...]]:
     """Return a weight and its state after one step, as new arrays of the same dtype.
 
-    ``xp`` supplies ``sqrt`` for the arrays (``numpy``, ``jax.numpy``). ``step`` counts from 0 and is a Python integer
-    or a traced one: a NumPy integer would turn float32 into float64. Each formula, with ``lr = rate(step)``::
+    ``xp`` supplies ``sqrt`` and ``asarray`` for the arrays (``numpy``, ``jax.numpy``). ``step`` counts from 0 and may be
+    a traced integer. Each formula, with ``lr = rate(step)``::
 
         sgd       p -= lr * g
         rmsprop   v = rho * v + (1 - rho) * g**2;  p -= lr * g / sqrt(v + epsilon)
@@ -100,7 +100,9 @@ def update(
 
     The state is () for sgd, (v,) for rmsprop, (m, v) for adam and (a, u) for adadelta.
     """
-    lr, rho, epsilon = rate(optimizer, step), optimizer.rho, optimizer.epsilon
+    now = adam_rate(optimizer, step) if optimizer.name == "adam" else rate(optimizer, step)
+    lr = xp.asarray(now, p.dtype)  # an integer array as step makes float64 of it
+    rho, epsilon = optimizer.rho, optimizer.epsilon
     if optimizer.name == "sgd":
         return p - lr * g, ()
     if optimizer.name == "rmsprop":
@@ -109,7 +111,7 @@ def update(
     if optimizer.name == "adam":
         m = optimizer.beta_1 * state[0] + (1 - optimizer.beta_1) * g
         v = optimizer.beta_2 * state[1] + (1 - optimizer.beta_2) * g * g
-        return p - adam_rate(optimizer, step) * m / (xp.sqrt(v) + epsilon), (m, v)
+        return p - lr * m / (xp.sqrt(v) + epsilon), (m, v)
     a, u = state
     a = rho * a + (1 - rho) * g * g
     d = g * xp.sqrt(u + epsilon) / xp.sqrt(a + epsilon)
