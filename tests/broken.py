@@ -66,7 +66,7 @@ FAULTS = {
     "zero gradient": ({"dense", "conv2d", "lstm", "embedding_average"}, None, _zero_gradient),
     "missing bias gradient": ({"dense", "conv2d", "lstm"}, None, _missing_bias_gradient),
     "swapped gates": ({"lstm", "bilstm"}, _swap_gates, None),
-    "dropped step": ({"lstm"}, lambda a: [a[0][:, 1:], *a[1:]], None),
+    "dropped step": ({"lstm"}, lambda a: [a[0][:, [1, *range(1, a[0].shape[1])]], *a[1:]], None),
     "flipped kernel": ({"conv2d"}, lambda a: [a[0], a[1][::-1, ::-1].copy(), a[2]], None),
     "off-by-one padding": ({"conv2d"}, None, _off_by_one_padding),
     "transposed weight": ({"dense"}, lambda a: [a[0], a[1].T.copy().reshape(a[1].shape), a[2]], None),

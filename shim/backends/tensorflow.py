@@ -47,9 +47,7 @@ def setup(device="cpu", precision="float32", threads=None):
             tf.config.threading.set_intra_op_parallelism_threads(threads)
             tf.config.threading.set_inter_op_parallelism_threads(threads)
     except RuntimeError:
-        raise ValueError(
-            "TensorFlow is running and keeps its device and threads; call setup() before any array, in a new process"
-        ) from None
+        raise ValueError("TensorFlow has started; call setup() before any array, in a new process") from None
     tf.config.experimental.enable_tensor_float_32_execution(precision == "tf32")
     _settings.update(device=device, precision=precision)
 
@@ -180,42 +178,41 @@ def _function(function, mode):
     return tf.function(function, autograph=False, jit_compile=mode == "xla")
 
 
-def _program(function, mode):
-    """Return ``function`` traced for the shapes of its first call, and anew when others come."""
-    traced = _function(function, mode)
-    concrete = shapes = None
+def _concrete(function, mode):
+    """Return a search for the concrete function of ``function`` for given arguments, the last one found at hand."""
+    traced, found, shapes = _function(function, mode), None, None
 
-    def run(*args):
-        nonlocal concrete, shapes
-        if shapes != [a.shape for a in args]:  # a concrete function would take them all the same
-            shapes = [a.shape for a in args]
-            concrete = traced.get_concrete_function(*args)
-        return concrete(*args)
+    def find(arrays, *args):
+        nonlocal found, shapes
+        if shapes != [a.shape for a in arrays]:  # a concrete function would take them all the same
+            shapes = [a.shape for a in arrays]
+            found = traced.get_concrete_function(*args)
+        return found
 
-    return run
+    return find
 
 
 @program
 def forward(op, options, mode):
     function = getattr(_ops(mode), op)
-    # Not a partial: a concrete function of one cannot bind its arguments, and tells so before it goes on without.
-    return _program(lambda *args: function(*args, **options), mode)
+    # Not a partial, whose concrete function cannot bind its arguments and composes a message on each call.
+    concrete = _concrete(lambda *args: function(*args, **options), mode)
+    return lambda *args: concrete(args, *args)(*args)
 
 
 @program
 def forward_backward(op, options, mode):
-    function = functools.partial(getattr(_ops(mode), op), **options)
+    function = getattr(_ops(mode), op)
 
-    def value_and_gradients(*args):
-        *args, dy = args
+    def value_and_gradients(args, dy):
         floats = [a for a in args if a.dtype.is_floating]
         with tf.GradientTape() as tape:
             tape.watch(floats)
-            y = function(*args)
+            y = function(*args, **options)
         return y, _gradients(tape, y, floats, dy)
 
-    run = _program(value_and_gradients, mode)
-    return lambda args, dy: run(*args, dy)
+    concrete = _concrete(value_and_gradients, mode)
+    return lambda args, dy: concrete(args, list(args), dy)(list(args), dy)
 
 
 def _gradients(tape, y, sources, dy=None):
@@ -244,29 +241,26 @@ class _Trainer:
 
         weights = list(self._params.values())
         with tf.GradientTape() as tape:
-            loss, _ = self._loss(x, labels, drop if self._model.dropout else _keep, training=True)
+            loss, _ = self._loss(x, labels, drop if self._model.dropout else None, training=True)
         for weight, slots, gradient in zip(weights, self._slots, _gradients(tape, loss, weights), strict=True):
             _tensorflow_optimizers.update(self._optimizer, weight, slots, gradient, self._count)
         self._count.assign_add(1)
         return loss
 
     def _evaluate(self, x, labels):
-        loss, logits = self._loss(x, labels, _keep, training=False)
+        loss, logits = self._loss(x, labels, None, training=False)
         one_of_many = self._model.loss == "softmax_cross_entropy"
         predicted = tf.argmax(logits, axis=-1, output_type=tf.int32) if one_of_many else tf.cast(logits > 0, tf.int32)
         return loss, tf.reduce_sum(tf.cast(predicted == labels, tf.int32))
 
     def _loss(self, x, labels, drop, training):
-        ops = _ops(self._mode, dropout=drop, batch_norm=functools.partial(batch_norm.bare, training=training))
+        norm = functools.partial(batch_norm.bare, training=training)
+        ops = _ops(self._mode, dropout=drop or (lambda x, rate=0.0: x), batch_norm=norm)
         logits = self._model.apply(ops, self._params, x)
         return getattr(ops, self._model.loss)(logits, labels), logits
 
     def params(self):
         return {name: weight.numpy() for name, weight in self._params.items()}
-
-
-def _keep(x, *, rate=0.0):
-    return x
 
 
 def trainer(model, params, optimizer, mode, seed=0):
@@ -282,28 +276,24 @@ def implementation(case, mode=MODES[0]):
     if case.op in ("lstm", "bilstm"):
         steps = dict(case.dims)["T"]
         return f"graph of {steps} steps" if steps <= UNROLL else "while loop"
-    if case.op in ("embedding", "embedding_average"):
-        return "gather kernel" if case.op == "embedding" else "SparseSegmentMean kernel"
-    on_cpu = "oneDNN" if _onednn() and case.dtype != "float64" else "Eigen"
-    library = on_cpu if _settings["device"] == "cpu" else "CUDA"
-    kernels = {"dense": "matmul", "conv2d": "convolution", "max_pool2d": "max pooling"}
-    return f"{library} {kernels[case.op]}" if case.op in kernels else "TensorFlow kernels"
+    library = "oneDNN" if _onednn() and case.dtype != "float64" else "Eigen"
+    library = library if _settings["device"] == "cpu" else "CUDA"
+    kernels = {"dense": f"{library} matmul", "conv2d": f"{library} convolution", "max_pool2d": f"{library} max pooling"}
+    kernels |= {"embedding": "gather kernel", "embedding_average": "SparseSegmentMean kernel"}
+    return kernels.get(case.op, "TensorFlow kernels")
 
 
 def _onednn():
-    """Return whether TensorFlow uses oneDNN, which it does on x86 unless told otherwise."""
+    """Return whether TensorFlow uses oneDNN on a CPU, which it does on x86 unless told otherwise."""
     default = platform.machine() in ("x86_64", "AMD64") and sys.platform != "darwin"
     return os.environ.get("TF_ENABLE_ONEDNN_OPTS", str(default)).lower() in ("1", "true")
 
 
 def describe():
     threads = tf.config.threading.get_intra_op_parallelism_threads() or int(os.environ.get("TF_NUM_INTRAOP_THREADS", 0))
-    return {
-        **_settings,
-        "threads": threads or None,
-        "versions": {"tensorflow": tf.__version__, "numpy": np.__version__},
-        "libraries": {"oneDNN": "on" if _onednn() else "off"},
-    }
+    versions = {"tensorflow": tf.__version__, "numpy": np.__version__}
+    libraries = {"oneDNN": "on" if _onednn() else "off"}
+    return {**_settings, "threads": threads or None, "versions": versions, "libraries": libraries}
 
 
 setup()

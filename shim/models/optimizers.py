@@ -88,8 +88,8 @@ def update(
 ) -> tuple[Any, tuple[Any, ...]]:
     """Return a weight and its state after one step, as new arrays of the same dtype.
 
-    ``xp`` supplies ``sqrt`` and ``asarray`` for the arrays (``numpy``, ``jax.numpy``). ``step`` counts from 0 and may be
-    a traced integer. Each formula, with ``lr = rate(step)``::
+    ``xp`` supplies ``sqrt`` and ``asarray`` for the arrays (``numpy``, ``jax.numpy``). ``step`` counts from 0 and may
+    be a traced integer. Each formula, with ``lr = rate(step)``::
 
         sgd       p -= lr * g
         rmsprop   v = rho * v + (1 - rho) * g**2;  p -= lr * g / sqrt(v + epsilon)

@@ -85,17 +85,32 @@ def test_a_batch_of_nothing_but_padding_averages_to_zero(mode):
 
 
 @pytest.mark.parametrize("mode", backend.MODES)
-def test_a_program_is_traced_once_for_each_shape(mode):
+def test_a_program_is_traced_once_for_each_shape(monkeypatch, mode):
     traced = []
 
-    def double(x):
-        traced.append(x.shape)
-        return x + x
+    def relu(x):
+        traced.append(tuple(x.shape))
+        return tf.nn.relu(x)
 
-    run = backend._program(double, mode)
+    monkeypatch.setattr(backend.relu, "bare", relu)
+    run = backend.forward("relu", {}, mode)
     for length in (3, 3, 5, 5):
-        np.testing.assert_array_equal(run(tf.ones(length)).numpy(), np.full(length, 2))
-    assert traced == [(3,), (5,)]
+        np.testing.assert_array_equal(run(tf.ones((2, length))).numpy(), np.ones((2, length)))
+    assert traced == [(2, 3), (2, 5)]
+
+
+@pytest.mark.parametrize("mode", backend.MODES)
+def test_a_program_binds_its_arguments_at_once(monkeypatch, mode):
+    """A concrete function that cannot bind them writes the tensors into a message, and only then goes on without."""
+    (x, w, b), dy = cases.case("dense", "forward_backward", parity.SMALL["dense"]).arrays()
+    x, w, b, dy = (backend.to_device(a) for a in (x, w, b, dy))
+    forward = backend.forward("dense", {"activation": "relu"}, mode)
+    both = backend.forward_backward("dense", {"activation": "relu"}, mode)
+    forward(x, w, b), both([x, w, b], dy)
+    written = []
+    monkeypatch.setattr(type(x), "__repr__", lambda tensor: written.append(tensor) or "")
+    forward.bare(x, w, b), both.bare([x, w, b], dy), both.bare((x, w, b), dy)
+    assert not written
 
 
 def _kernels(case):

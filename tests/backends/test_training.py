@@ -16,6 +16,10 @@ import shim
 from shim import contract, models, parity
 from shim.models import optimizers
 
+pytestmark = [  # torch.compile warns about its own inner workings
+    pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
+]
 SIZES = (7,) * 9 + (5,)  # the last batch of an epoch is smaller
 NAMES = models.names()
 
