@@ -17,7 +17,8 @@ def slots(optimizer, weight):
 def update(optimizer, weight, slots, gradient, count):
     """Apply one step to a variable and its slots, ``count`` steps having been taken before."""
     weight, slots, step = weight.handle, [slot.handle for slot in slots], tf.cast(count, gradient.dtype)
-    lr, rho, epsilon = optimizers.rate(optimizer, step), optimizer.rho, optimizer.epsilon
+    lr = tf.convert_to_tensor(optimizers.rate(optimizer, step), gradient.dtype)  # the other constants follow its dtype
+    rho, epsilon = optimizer.rho, optimizer.epsilon
     common = {"var": weight, "lr": lr, "epsilon": epsilon, "grad": gradient}
     if optimizer.name == "sgd":
         tf.raw_ops.ResourceApplyGradientDescent(var=weight, alpha=lr, delta=gradient)
