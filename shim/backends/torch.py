@@ -84,7 +84,10 @@ def conv2d(x, w, b, *, stride=1, padding="valid", activation=None):
             pads = top, left
         else:
             x = F.pad(x, (left, right, top, bottom))
-    y = F.conv2d(x, w.permute(3, 2, 0, 1), b, stride, pads)
+    w = w.permute(3, 2, 0, 1)
+    if w.dtype == torch.float64:  # ATen's own convolution refuses some strides of the weights' gradient
+        w = w.contiguous()
+    y = F.conv2d(x, w, b, stride, pads)
     return (F.relu(y, inplace=True) if activation == "relu" else y).permute(0, 2, 3, 1)
 
 
