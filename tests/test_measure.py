@@ -212,8 +212,10 @@ def test_a_worker_that_is_killed_is_noticed(worker):
 
 
 def test_an_interpreter_that_does_not_start_says_why(fakes):
-    worker = process.Worker(Path(sys.executable), {"PYTHONPATH": str(fakes / "nowhere")}, [0])
-    with pytest.raises(process.WorkerDied, match=r"exited with status 1: .*ModuleNotFoundError.*'shim'"):
+    (fakes / "empty" / "shim").mkdir(parents=True)
+    (fakes / "empty" / "shim" / "__init__.py").touch()  # hides the installed package
+    worker = process.Worker(Path(sys.executable), {"PYTHONPATH": str(fakes / "empty")}, [0])
+    with pytest.raises(process.WorkerDied, match=r"exited with status 1: .*ModuleNotFoundError.*'shim"):
         worker.ask("load", backend="good")
 
 
