@@ -51,8 +51,17 @@ def work(job: Record, emit: Emit) -> None:
     for epoch in range(1, job["epochs"] + 1):
         shuffled = order(len(dataset.y_train), job["seed"], epoch)
         tick = functools.partial(emit, {"record": "tick", "epoch": epoch})
-        record = _epoch(backend, trainer, dataset, shuffled, model.batch_size, seen, tick)
-        emit({"record": "epoch", "model": model.name, "epoch": epoch, "source": dataset.source} | record)
+        trained = _train_epoch(backend, trainer, dataset, shuffled, model.batch_size, seen, tick)
+        start = time.perf_counter()
+        test_loss, right = _evaluate(backend, trainer, dataset.x_test, dataset.y_test, model.batch_size)
+        tested = {
+            "evaluate_seconds": time.perf_counter() - start,
+            "test_loss": test_loss,
+            "test_accuracy": right / len(dataset.y_test),
+            "test_samples": len(dataset.y_test),
+        }
+        common = {"record": "epoch", "model": model.name, "epoch": epoch, "source": dataset.source}
+        emit(common | trained | tested)
 
 
 def _first(dataset: data.Dataset, limit: int | None) -> data.Dataset:
@@ -71,7 +80,7 @@ def order(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
-def _epoch(
+def _train_epoch(
     backend: Any,
     trainer: Any,
     dataset: data.Dataset,
@@ -80,7 +89,7 @@ def _epoch(
     seen: set[int],
     tick: Callable[[], None],
 ) -> Record:
-    """Train one epoch and evaluate it; ``seen`` are the batch sizes that the trainer has met before.
+    """Train one epoch; ``seen`` are the batch sizes that the trainer has met before.
 
     ``train_seconds`` is all of the training; ``first_call_seconds`` the part of it that steps with a new batch size
     took, where a backend compiles.
@@ -109,18 +118,12 @@ def _epoch(
     loss = _mean([float(backend.to_numpy(value)) for value in losses], parts)
     if not math.isfinite(loss):
         raise ArithmeticError(f"the training loss is {loss}")
-    start = time.perf_counter()
-    test_loss, right = _evaluate(backend, trainer, dataset.x_test, dataset.y_test, batch_size)
     return {
         "train_seconds": train_seconds,
         "first_call_seconds": first_call_seconds,
-        "evaluate_seconds": time.perf_counter() - start,
         "loss": loss,
-        "test_loss": test_loss,
-        "test_accuracy": right / len(dataset.y_test),
         "steps": len(parts),
         "samples": len(labels),
-        "test_samples": len(dataset.y_test),
     }
 
 
