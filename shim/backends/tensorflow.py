@@ -174,13 +174,10 @@ def _ops(mode, **replaced):
     return bare_ops(sys.modules[__name__], **(_XLA if mode == "xla" else {}), **replaced)
 
 
-def _function(function, mode):
-    return tf.function(function, autograph=False, jit_compile=mode == "xla")
-
-
 def _concrete(function, mode):
     """Return a search for the concrete function of ``function`` for given arguments, the last one found at hand."""
-    traced, found, shapes = _function(function, mode), None, None
+    traced = tf.function(function, autograph=False, jit_compile=mode == "xla")
+    found = shapes = None
 
     def find(arrays, *args):
         nonlocal found, shapes
@@ -192,12 +189,16 @@ def _concrete(function, mode):
     return find
 
 
+def _program(function, mode):
+    concrete = _concrete(function, mode)
+    return lambda *args: concrete(args, *args)(*args)
+
+
 @program
 def forward(op, options, mode):
     function = getattr(_ops(mode), op)
     # Not a partial, whose concrete function cannot bind its arguments and composes a message on each call.
-    concrete = _concrete(lambda *args: function(*args, **options), mode)
-    return lambda *args: concrete(args, *args)(*args)
+    return _program(lambda *args: function(*args, **options), mode)
 
 
 @program
@@ -222,15 +223,15 @@ def _gradients(tape, y, sources, dy=None):
 
 
 class _Trainer:
-    """A whole training step in one ``tf.function``; the optimizers are TensorFlow's kernels of Keras' formulas."""
+    """A whole training step in one graph, ended by TensorFlow's training kernels."""
 
     def __init__(self, model, params, optimizer, mode, seed):
         self._model, self._optimizer, self._mode, self._seed = model, optimizer, mode, seed
         self._params = {name: tf.Variable(value) for name, value in params.items()}
         self._slots = [_tensorflow_optimizers.slots(optimizer, value) for value in params.values()]
         self._count = tf.Variable(0, dtype=tf.int64)
-        self.step = _function(self._step, mode)
-        self.evaluate = _function(self._evaluate, mode)
+        self.step = _program(self._step, mode)
+        self.evaluate = _program(self._evaluate, mode)
 
     def _step(self, x, labels):
         places = itertools.count()
