@@ -99,7 +99,7 @@ def compare(backend, case, mode, by_hand, pairs=PAIRS, block_seconds=BLOCK_SECON
         pair = [0.0, 0.0]
         for which in order.sample((0, 1), 2):
             call = (program, by_hand)[which]
-            clock.rewarm(call, synchronize, block_seconds)  # else each pays for the other's traces in the caches
+            clock.rewarm(call, synchronize, loops, block_seconds)  # else each pays for the other's traces in the caches
             pair[which] = clock.block(call, synchronize, loops)[0]
         times.append(tuple(pair))
     return times

@@ -51,6 +51,8 @@ def check(target: str, modes: Sequence[str], ops: Sequence[str], progress: Progr
             raise
         finally:
             status = process.wait()
+            if process.stdout:
+                process.stdout.close()
         if status:
             said.seek(0)
             lines = said.read().strip().splitlines()

@@ -84,7 +84,7 @@ class Group(click.Group):
         except KeyboardInterrupt:
             raise click.ClickException("interrupted") from None
         except (ValueError, RuntimeError, OSError) as error:
-            if ctx.params.get("debug"):
+            if ctx.params.get("debug") or isinstance(error, BrokenPipeError):
                 raise
             raise click.ClickException(str(error) or type(error).__name__) from None
 

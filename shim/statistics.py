@@ -159,11 +159,16 @@ def _row(
         ratio=None if found is None or math.isnan(found.value) else found,
         implementation=builds[-1].get("implementation", "") if builds else "",
         cpu_per_wall=_share(sum(b["cpu_seconds"] for b in blocks), sum(b["wall_seconds"] for b in blocks)),
-        first_call_seconds=_middle([b["first_call_seconds"] for b in builds]),
-        build_seconds=_middle([b["build_seconds"] for b in builds]),
+        first_call_seconds=_middle([b["first_call_seconds"] for b in undisturbed(builds)]),
+        build_seconds=_middle([b["build_seconds"] for b in undisturbed(builds)]),
         rounds=_round_count(_matrix(own)),
         samples=own,
     )
+
+
+def undisturbed(records: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+    """Return the records of what was done while nothing else ran; all of them if there are none such."""
+    return [record for record in records if record.get("alone", True)] or records
 
 
 def _nest(blocks: Sequence[dict[str, Any]]) -> list[list[float | None]]:

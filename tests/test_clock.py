@@ -85,7 +85,7 @@ def test_loops_fill_the_time_asked_for(seconds, kernel):
 
 
 def test_warming_up_ends_when_nothing_is_gained(monkeypatch):
-    slower_at_first = [0.5, 0.2, *(KERNEL * (1 + 0.9**k) for k in range(60))]
+    slower_at_first = [0.5, 0.2, *(KERNEL * (1 + 0.9**k) for k in range(30))]
     device = simulated(monkeypatch, first=slower_at_first)
     seconds = clock.warm_up(device.call, device.synchronize)
     assert not device.first
@@ -98,11 +98,23 @@ def test_warming_up_is_bounded(monkeypatch):
     assert clock.warm_up(device.call, device.synchronize, limit_seconds=1.0) < 2.0
 
 
-@pytest.mark.parametrize(("kernel", "calls"), [(1.0, 1), (0.015, 2), (0.006, 3), (1e-3, 8)])
-def test_a_pause_is_followed_by_a_few_calls(monkeypatch, kernel, calls):
+@pytest.mark.parametrize(("kernel", "calls"), [(1.0, 1), (0.015, 1), (0.006, 4), (1e-3, 20)])
+def test_a_pause_is_followed_by_calls_for_some_time(monkeypatch, kernel, calls):
     device = simulated(monkeypatch, kernel)
-    clock.rewarm(device.call, device.synchronize, 0.02)
-    assert device.calls == calls
+    seconds = clock.rewarm(device.call, device.synchronize, max(1, round(0.004 / kernel)), 0.02)
+    assert device.calls in (calls, calls + 4)  # whole chunks
+    assert seconds == pytest.approx(device.now)
+
+
+def test_a_pause_is_over_when_calls_take_what_they_should(monkeypatch):
+    device = simulated(monkeypatch, first=[1.5 * KERNEL] * 30)
+    clock.rewarm(device.call, device.synchronize, 4, 0.01, steady=KERNEL)
+    assert device.calls == 36  # eight chunks with slow calls, and one that is as fast as before
+
+
+def test_waiting_for_the_steady_state_is_bounded(monkeypatch):
+    device = simulated(monkeypatch, 2 * KERNEL)
+    assert 0.08 <= clock.rewarm(device.call, device.synchronize, 4, 0.01, steady=KERNEL) < 0.1
 
 
 class Recorder:

@@ -188,27 +188,73 @@ def worker(fakes):
     found.kill()
 
 
+def ready(worker, case=FORWARD.id, block_seconds=0.005):
+    """Prepare and calibrate a case; return whether both went well."""
+    named = {"case": case, "mode": "eager"}
+    return worker.ask("prepare", **named)["ok"] and worker.ask("calibrate", **named, block_seconds=block_seconds)["ok"]
+
+
 def test_a_worker_is_stopped_whenever_it_is_not_asked(worker):
     pid = worker.ask("load", backend="good")["pid"]
     wait_until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
-    reply = worker.ask("prepare", case=FORWARD.id, mode="eager", block_seconds=0.005)
-    assert reply["ok"]
-    assert worker.ask("block", case=FORWARD.id, mode="eager", block_seconds=0.005)["loops"] > 1
+    assert ready(worker)
+    assert worker.ask("block", case=FORWARD.id, mode="eager")["loops"] > 1
+
+
+def test_posted_requests_are_worked_on_at_once_and_answered_in_order(worker):
+    worker.post("load", backend="good")
+    for case in (FORWARD.id, "dense", BACKWARD.id):
+        worker.post("prepare", case=case, mode="eager")
+    pid = worker.ask("load", backend="good")["pid"]
+    answers = [worker.ask("prepare", case=case, mode="eager")["ok"] for case in (FORWARD.id, "dense", BACKWARD.id)]
+    assert answers == [True, False, True]
+    wait_until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+    assert ready(worker)
+
+
+def test_workers_build_side_by_side_after_the_first_rounds(fakes):
+    """The third round has workers that build together, and still every case is warmed up and timed alone."""
+    path = fakes / "run.jsonl"
+    run = bench.run(path, targets=["good", "noisy", "dies"], cases=[FORWARD, BACKWARD], **BRIEF | {"rounds": 4})
+    assert run.complete
+    assert {(w["round"], w["alone"]) for w in run.workers if w["target"] == "good"} == {
+        (0, True),
+        (1, True),
+        (2, False),
+        (3, False),
+    }
+    assert {(b["round"], b["alone"]) for b in run.builds if b["target"] == "noisy"} >= {(1, True), (3, False)}
+    assert all(None not in row.samples[r] for row in statistics.rows(run) if row.contestant == "good" for r in (0, 1))
+    row = next(row for row in statistics.rows(run) if (row.contestant, row.case) == ("good", FORWARD.id))
+    alone = [b for b in run.builds if (b["target"], b["case"], b["alone"]) == ("good", FORWARD.id, True)]
+    assert row.first_call_seconds == np.median([b["first_call_seconds"] for b in alone])
+
+
+def test_noisy_cases_get_more_sweeps_in_later_rounds(fakes):
+    path = fakes / "run.jsonl"
+    run = bench.run(path, targets=["good", "slow"], cases=[FORWARD, BACKWARD], rounds=4, sweeps=6, block_seconds=0.005)
+    shares = [record["sweeps"] for record in run.rounds if record["record"] == "round"]
+    assert shares[:3] == [{FORWARD.id: 6, BACKWARD.id: 6}] * 3
+    assert sum(shares[3].values()) <= 12
+    played = [
+        sum(b["round"] == 3 and b["case"] == case and b["target"] == "good" for b in run.blocks) for case in shares[3]
+    ]
+    assert played == list(shares[3].values())
 
 
 def test_a_worker_keeps_to_its_cpus_and_survives_bad_requests(worker):
     assert worker.ask("load", backend="noisy")["cpus"] == [min(os.sched_getaffinity(0))]
-    reply = worker.ask("prepare", case="dense", mode="eager", block_seconds=0.005)
+    reply = worker.ask("prepare", case="dense", mode="eager")
     assert reply == {"ok": False, "stage": "prepare", "reason": "ValueError: case 'dense' is not of the form "
                      "op/direction/shape/dtype"}  # fmt: skip
-    assert worker.ask("prepare", case=FORWARD.id, mode="eager", block_seconds=0.005)["ok"]
+    assert ready(worker)
 
 
 def test_a_worker_that_is_killed_is_noticed(worker):
     pid = worker.ask("load", backend="good")["pid"]
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(process.WorkerDied, match=r"was killed by SIGKILL \(out of memory\?\)"):
-        worker.ask("block", case=FORWARD.id, mode="eager", block_seconds=0.005)
+        worker.ask("block", case=FORWARD.id, mode="eager")
 
 
 def test_an_interpreter_that_does_not_start_says_why(fakes):
@@ -427,15 +473,15 @@ def test_a_block_is_not_disturbed_by_the_one_before():
     cpus = sorted(os.sched_getaffinity(0))
     environ = environments.variables() | process.variables(len(cpus), "cpu")
     asked = {
-        "numpy": {"case": "dense/forward_backward/N128-I512-O512/float32", "mode": "eager", "block_seconds": 0.03},
-        "torch": {"case": "lstm/forward/N32-T50-I64-H64/float32", "mode": "eager", "block_seconds": 0.03},
+        "numpy": {"case": "dense/forward_backward/N128-I512-O512/float32", "mode": "eager"},
+        "torch": {"case": "lstm/forward/N32-T50-I64-H64/float32", "mode": "eager"},
     }
     workers = {}
     try:
         for target, python in pythons.items():
             workers[target] = process.Worker(python, environ, cpus)
             assert workers[target].ask("load", backend=target)["ok"]
-            assert workers[target].ask("prepare", **asked[target])["ok"]
+            assert ready(workers[target], asked[target]["case"], 0.03)
         times = {"alone": [], "interleaved": []}
         for sweep in range(24):
             way = ("alone", "interleaved")[sweep % 2]

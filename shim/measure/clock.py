@@ -100,7 +100,7 @@ def calibrate(call: Call, synchronize: Synchronize, seconds: float) -> int:
         loops = min(wanted, 10 * loops)
 
 
-def warm_up(call: Call, synchronize: Synchronize, chunk_seconds: float = 0.02, limit_seconds: float = 1.0) -> float:
+def warm_up(call: Call, synchronize: Synchronize, chunk_seconds: float = 0.01, limit_seconds: float = 1.0) -> float:
     """Call until two chunks in a row bring no further gain of 5 %, or until ``limit_seconds``; return the seconds."""
     start = perf_counter()
     loops, best, calm = 1, float("inf"), 0
@@ -113,13 +113,27 @@ def warm_up(call: Call, synchronize: Synchronize, chunk_seconds: float = 0.02, l
     return perf_counter() - start
 
 
-def rewarm(call: Call, synchronize: Synchronize, seconds: float) -> None:
-    """Make a few untimed calls after a pause: at least three if they fit into ``seconds``, and always one."""
+def rewarm(
+    call: Call,
+    synchronize: Synchronize,
+    loops: int,
+    seconds: float,
+    steady: float = float("inf"),
+    limit_seconds: float = 0.08,
+) -> float:
+    """Call untimed after a pause, ``loops`` calls at a time, for ``seconds`` and until a call takes what it should.
+
+    Return the seconds that it took.
+
+    ``steady`` is the seconds of a call in the steady state; up to a tenth more will do. A process that was stopped may
+    find all its threads on one CPU, and the system takes a while to spread them. ``limit_seconds`` bounds the wait.
+    """
     start = perf_counter()
-    calls, elapsed = 0, 0.0
-    while calls == 0 or elapsed < 0.4 * seconds or (calls < 3 and elapsed < seconds):
-        synchronize(call())
-        calls, elapsed = calls + 1, perf_counter() - start
+    while True:
+        each, _, _ = block(call, synchronize, loops)
+        elapsed = perf_counter() - start
+        if elapsed >= limit_seconds or (elapsed >= seconds and each <= 1.1 * steady):
+            return elapsed
 
 
 @contextmanager

@@ -9,13 +9,14 @@ import select
 import signal
 import subprocess
 import tempfile
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 #: Seconds without an answer after which a worker counts as hanging.
-TIMEOUTS = {"load": 300.0, "prepare": 900.0, "block": 300.0}
+TIMEOUTS = {"load": 300.0, "prepare": 900.0, "calibrate": 300.0, "block": 300.0}
 
 
 class WorkerDied(RuntimeError):
@@ -38,6 +39,10 @@ def variables(threads: int, device: str) -> dict[str, str]:
     return chosen | ({"CUDA_VISIBLE_DEVICES": "-1", "JAX_PLATFORMS": "cpu"} if device == "cpu" else {})
 
 
+def _line(command: str, request: Mapping[str, Any]) -> bytes:
+    return (json.dumps({"command": command} | dict(request)) + "\n").encode()
+
+
 class Worker:
     """One worker process. It runs only while it is asked something; otherwise it is stopped (SIGSTOP).
 
@@ -57,24 +62,41 @@ class Worker:
         )
         self._rest = b""
         self._alive = True
+        self._posted: deque[bytes] = deque()
+
+    def post(self, command: str, **request: Any) -> None:
+        """Send a request ahead: the worker goes on with it at once, and :meth:`ask` for it brings the reply."""
+        self._posted.append(_line(command, request))
+        with contextlib.suppress(BrokenPipeError):  # ask will tell
+            self._send(self._posted[-1])
 
     def ask(self, command: str, **request: Any) -> dict[str, Any]:
-        """Send a request and return the reply. Raises :class:`WorkerDied` if there will be none."""
-        assert self._process.stdin
-        line = json.dumps({"command": command} | request) + "\n"
+        """Return the reply to a request. Raises :class:`WorkerDied` if there will be none.
+
+        Requests that were posted are asked for in the same order, before any other.
+        """
+        line = _line(command, request)
         try:
-            self._signal(signal.SIGCONT)
-            self._process.stdin.write(line.encode())
-            self._process.stdin.flush()
+            if self._posted:
+                assert self._posted.popleft() == line
+            else:
+                self._send(line)
             reply = self._read_line(monotonic() + TIMEOUTS[command])
         except (BrokenPipeError, EOFError):
             raise WorkerDied(self._ending()) from None
         except TimeoutError:
             self.kill()
             raise WorkerDied(f"gave no answer to {command!r} within {TIMEOUTS[command]:.0f} s") from None
-        self._signal(signal.SIGSTOP)
+        if not self._posted:
+            self._signal(signal.SIGSTOP)
         found: dict[str, Any] = json.loads(reply)
         return found
+
+    def _send(self, line: bytes) -> None:
+        assert self._process.stdin
+        self._signal(signal.SIGCONT)
+        self._process.stdin.write(line)
+        self._process.stdin.flush()
 
     def _read_line(self, deadline: float) -> bytes:
         assert self._process.stdout

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from shim import environments
+from shim import environments, statistics
 from shim.measure import machine, process, runfile, schedule
 
 #: What starting a worker and preparing a case cost, in blocks, for the progress bar.
 START_STEPS, PREPARE_STEPS = 20, 3
+#: Rounds in which workers are started and cases built one after the other, so that the times of that are clean. In
+#: the others all workers do it side by side, which saves half the time; whatever is warmed up or timed runs alone.
+ALONE = 2
+#: Rounds in which every case has as many sweeps as the others; they show which ones need more.
+EQUAL = 3
 
 
 class Progress(Protocol):
@@ -41,8 +47,11 @@ class Rounds:
         self._workers: dict[str, process.Worker] = {}
         self._begun: int | None = None
         self._steps = 0
+        self._side_by_side = False
         self._replaced: set[str] = set()  # targets whose worker died in this round
+        self._built: dict[tuple[str, str, str], dict[str, Any]] = {}  # checked, not yet warmed up
         self._ready: set[tuple[str, str, str]] = set()
+        self._cache = str(environments.home() / "cache" / "parity")
         self._skipped: set[tuple[str, str | None, str | None]] = set()  # in this round
         self._left_out: set[tuple[str, str | None, str | None]] = set()  # for good
         self._deaths: Counter[tuple[str, str | None, str | None]] = Counter()
@@ -93,13 +102,20 @@ class Rounds:
     def begin(self, number: int, wanted: Sequence[str]) -> dict[str, list[str]]:
         """Start the workers of a round; return the modes of each target that could be loaded."""
         self._begun, self._replaced, self._ready, self._skipped = number, set(), set(), set()
-        self.record({"record": "round", "round": number, "load_average": machine.load_average()})
+        self._sweeps = self._share_sweeps(number)
+        record = {"record": "round", "round": number, "load_average": machine.load_average(), "sweeps": self._sweeps}
+        self.record(record)
         targets = list(dict.fromkeys(name.partition(":")[0] for name in wanted))
         first = not self.is_open
         if first:
             self.progress.start(len(targets), "starting")
         modes = {}
-        for target in schedule.start_order(self.config["seed"], number, targets):
+        order = schedule.start_order(self.config["seed"], number, targets)
+        self._side_by_side = number >= ALONE
+        for target in order if self._side_by_side else ():
+            if self._spawn(target):
+                self._workers[target].post("load", **self._settings(target))
+        for target in order:
             reply = self._start(target)
             if reply:
                 modes[target] = reply["modes"]
@@ -119,17 +135,24 @@ class Rounds:
         for number in numbers:
             if number != self._begun:
                 self.begin(number, targets)
-            for target in schedule.start_order(self.config["seed"], number, targets):
+            order = schedule.start_order(self.config["seed"], number, targets)
+            for target in order if self._side_by_side else ():
+                self._post_cases(target)
+            for target in order:
                 goal = self._steps + PREPARE_STEPS * each_target[target]
                 self._prepare(target)
                 self._step(f"preparing {target}", goal - self._steps)  # what was left out
+            self._side_by_side = False
+            for target in order:
+                self._calibrate(target)
             self._play_blocks(number)
             self.kill()
             self.record({"record": "round_end", "round": number})
 
     def _play_blocks(self, number: int) -> None:
         entries = {e["label"]: (e["target"], e["mode"]) for e in self.config["targets"]}
-        order = schedule.blocks(self.config["seed"], number, self.config["sweeps"], self.config["cases"], list(entries))
+        order = schedule.blocks(self.config["seed"], number, self._sweeps, self.config["cases"], list(entries))
+        goal = self._steps + len(entries) * len(self.config["cases"]) * self.config["sweeps"]
         for sweep, case, label in order:
             target, mode = entries[label]
             if (target, mode, case) in self._ready:
@@ -137,6 +160,19 @@ class Rounds:
                 if timed:
                     self.record({"record": "block"} | self._row(target, mode, case) | {"sweep": sweep} | timed)
             self._step(f"{case.partition('/')[0]} {label}", 1)
+        self._step("done", goal - self._steps)
+
+    def _share_sweeps(self, number: int) -> dict[str, int]:
+        """Return the sweeps of each case in a round: as configured, later more for those with wide intervals."""
+        equal = dict.fromkeys(self.config["cases"], self.config["sweeps"])
+        if self._writer is None or number < EQUAL:
+            return equal
+        squares: dict[str, list[float]] = {case: [] for case in equal}
+        for row in statistics.rows(runfile.read(self._writer.path)):
+            if row.ratio is not None and row.contestant != self.config["baseline"]:
+                squares[row.case].append(row.ratio.half_width**2)
+        widths = {case: math.sqrt(sum(found) / len(found)) for case, found in squares.items() if found}
+        return equal | schedule.allocate(widths, self.config["sweeps"])
 
     def _step(self, text: str, steps: int) -> None:
         self._steps += steps
@@ -151,20 +187,30 @@ class Rounds:
 
     # -------------------------------------------------------------------------------------------------- the workers
 
-    def _start(self, target: str) -> dict[str, Any] | None:
-        """Start a worker and let it load its backend; return what it answers, None if it was left out."""
+    def _spawn(self, target: str) -> bool:
+        """Start a worker; return whether there is one."""
         if (target, None, None) in self._left_out:
-            return None
-        chosen = process.variables(self.config["threads"], self.config["device"])
+            return False
         try:
             python = environments.python(target)
         except (ValueError, RuntimeError) as error:
             self._fail(target, None, None, "environment", str(error), left_out=True)
-            return None
-        environ = environments.variables() | chosen
-        self._workers[target] = process.Worker(python, environ, self.config["cpus"])
+            return False
+        self._workers[target] = process.Worker(python, self._environ(), self.config["cpus"])
+        return True
+
+    def _environ(self) -> dict[str, str]:
+        return environments.variables() | process.variables(self.config["threads"], self.config["device"])
+
+    def _settings(self, target: str) -> dict[str, Any]:
         settings = {name: self.config[name] for name in ("device", "precision", "threads")}
-        reply = self._ask(target, None, None, "load", backend=environments.parse(target)[0], **settings)
+        return {"backend": environments.parse(target)[0]} | settings
+
+    def _start(self, target: str) -> dict[str, Any] | None:
+        """Start a worker and let it load its backend; return what it answers, None if it was left out."""
+        if target not in self._workers and not self._spawn(target):
+            return None
+        reply = self._ask(target, None, None, "load", **self._settings(target))
         if reply is None:
             return None
         versions = reply["describe"].get("versions")
@@ -172,35 +218,59 @@ class Rounds:
             reason = f"its versions are {versions}, but in the rounds before they were {self._versions[target]}"
             self._fail(target, None, None, "setup", reason, left_out=True)
             return None
-        given = {"variables": machine.relevant(environ), "replacement": target in self._replaced}
-        self.record({"record": "worker"} | self._row(target, None, None) | reply | given)
+        given = {"variables": machine.relevant(self._environ()), "replacement": target in self._replaced}
+        alone = {"alone": not self._side_by_side}
+        self.record({"record": "worker"} | self._row(target, None, None) | reply | given | alone)
         return reply
 
-    def _pairs(self, target: str) -> Iterator[tuple[str, str]]:
+    def _pairs(self, target: str) -> list[tuple[str, str]]:
         modes = [e["mode"] for e in self.config["targets"] if e["target"] == target and e["mode"]]
-        return ((mode, case) for mode in modes for case in self.config["cases"])
+        return [(mode, case) for mode in modes for case in self.config["cases"]]
+
+    def _wanted(self, target: str, mode: str, case: str) -> bool:
+        return not {(target, mode, case), (target, None, None)} & (self._left_out | self._skipped)
+
+    def _post_cases(self, target: str) -> None:
+        """Let a worker begin with its cases; :meth:`_prepare` collects them."""
+        worker = self._workers.get(target)
+        for mode, case in self._pairs(target) if worker else ():
+            if worker and self._wanted(target, mode, case):
+                worker.post("prepare", case=case, mode=mode, cache=self._cache)
 
     def _prepare(self, target: str) -> None:
-        """Prepare every case of a target that is not left out."""
+        """Build and check every case of a target that is not left out."""
         worker = self._workers.get(target)
-        home = str(environments.home() / "cache" / "parity")
         for mode, case in self._pairs(target):
             if self._workers.get(target) is not worker:
                 return  # it died, and the worker in its place has prepared the rest
-            if worker and not {(target, mode, case), (target, None, None)} & (self._left_out | self._skipped):
-                built = self._ask(target, mode, case, "prepare", cache=home)
+            if worker and self._wanted(target, mode, case):
+                built = self._ask(target, mode, case, "prepare", cache=self._cache)
                 if built:
-                    self._ready.add((target, mode, case))
-                    self.record({"record": "build"} | self._row(target, mode, case) | built)
+                    self._built[target, mode, case] = built | {"alone": not self._side_by_side}
             if target not in self._replaced:
                 self._step(f"preparing {target}", PREPARE_STEPS)
+
+    def _calibrate(self, target: str) -> None:
+        """Warm up the cases of a target that have been checked, and record them."""
+        worker = self._workers.get(target)
+        for pair in self._pairs(target):
+            if self._workers.get(target) is not worker:
+                return
+            built = self._built.pop((target, *pair), None)
+            mode, case = pair
+            if built:
+                seconds = self.config["block_seconds"]
+                warmed = self._ask(target, mode, case, "calibrate", block_seconds=seconds)
+                if warmed:
+                    self._ready.add((target, mode, case))
+                    self.record({"record": "build"} | self._row(target, mode, case) | built | warmed)
 
     def _ask(
         self, target: str, mode: str | None, case: str | None, command: str, **request: Any
     ) -> dict[str, Any] | None:
         """Ask a worker; record a failure and return None if it fails or dies, in which case another takes its place."""
         if case is not None:
-            request |= {"case": case, "mode": mode, "block_seconds": self.config["block_seconds"]}
+            request = {"case": case, "mode": mode} | request
         try:
             reply = self._workers[target].ask(command, **request)
         except process.WorkerDied as error:
@@ -218,11 +288,14 @@ class Rounds:
     def _replace(self, target: str) -> None:
         """Start another worker for the rest of this round, once."""
         self._ready = {pair for pair in self._ready if pair[0] != target}
+        self._built = {pair: built for pair, built in self._built.items() if pair[0] != target}
         if target in self._replaced or (target, None, None) in self._left_out:
             return
         self._replaced.add(target)
         if self._start(target):
             self._prepare(target)
+            if not self._side_by_side:
+                self._calibrate(target)
 
     def _fail(
         self, target: str, mode: str | None, case: str | None, stage: str, reason: str, *, left_out: bool

@@ -1,9 +1,9 @@
 """The process that is measured: one backend, asked over a pipe, one JSON object a line.
 
 Started by :mod:`shim.measure.process` with the interpreter of the target's environment. Its environment variables
-and CPUs are set before the framework is imported. Requests are ``{"command": "load" | "prepare" | "block" | "quit",
-...}``; each is answered by ``{"ok": true, ...}`` or ``{"ok": false, "stage", "reason"}``, and a failure is never the
-end of the process. The end of standard input is.
+and CPUs are set before the framework is imported. Requests are ``{"command": "load" | "prepare" | "calibrate" |
+"block" | "quit", ...}``; each is answered by ``{"ok": true, ...}`` or ``{"ok": false, "stage", "reason"}``, and a
+failure is never the end of the process. The end of standard input is.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from time import perf_counter
 from typing import Any
 
 SAMPLES = 5  # parts of a block that are timed one by one, where calls are short enough
-REWARM_SHARE = 0.25  # of a block's seconds, for untimed calls before it
+REWARM_SECONDS = 0.01  # of untimed calls before a block, at least
 
 
 class Failed(Exception):
@@ -30,11 +30,12 @@ class Failed(Exception):
 
 
 class Session:
-    """The backend of this process and the cases that are ready for the clock."""
+    """The backend of this process, the cases that agree with the contract, and those that are ready for the clock."""
 
     def __init__(self) -> None:
         self.backend: Any = None
-        self.ready: dict[tuple[str, str], tuple[Any, int, int]] = {}
+        self.checked: dict[tuple[str, str], Any] = {}
+        self.ready: dict[tuple[str, str], tuple[Any, int, int, float]] = {}
 
     def load(
         self, backend: str, device: str = "cpu", precision: str = "float32", threads: int | None = None
@@ -63,8 +64,8 @@ class Session:
             "pid": os.getpid(),
         }
 
-    def prepare(self, case: str, mode: str, block_seconds: float, cache: str | None = None) -> dict[str, Any]:
-        """Build a case, check it against the contract, warm it up and calibrate it, in this order."""
+    def prepare(self, case: str, mode: str, cache: str | None = None) -> dict[str, Any]:
+        """Build a case, call it once and check it against the contract."""
         from pathlib import Path
 
         from shim import cases, parity
@@ -84,34 +85,47 @@ class Session:
                 passed = parity.verify(self.backend, parsed, mode, program, Path(cache) if cache else None)
         except Exception as error:
             raise Failed("parity", error) from error
-        try:
-            warm_seconds = clock.warm_up(prepared.call, prepared.synchronize)
-            loops = clock.calibrate(prepared.call, prepared.synchronize, block_seconds / SAMPLES)
-            each, _, _ = clock.block(prepared.call, prepared.synchronize, loops)
-        except Exception as error:
-            raise Failed("warm-up", error) from error
-        samples = min(SAMPLES, max(1, round(block_seconds / (loops * each)))) if each > 0 else SAMPLES
-        self.ready[case, mode] = prepared, loops, samples
+        self.checked[case, mode] = prepared
         return {
             "build_seconds": prepared.build_seconds,
             "first_call_seconds": prepared.first_call_seconds,
-            "warm_seconds": warm_seconds,
             "implementation": implementation,
             "parity": passed,
         }
 
-    def block(self, case: str, mode: str, block_seconds: float) -> dict[str, Any]:
+    def calibrate(self, case: str, mode: str, block_seconds: float) -> dict[str, Any]:
+        """Warm a case up that has been checked, and find out how many calls fill a block."""
+        from shim.measure import clock
+
+        prepared = self.checked[case, mode]
+        try:
+            warm_seconds = clock.warm_up(prepared.call, prepared.synchronize)
+            loops = clock.calibrate(prepared.call, prepared.synchronize, block_seconds / SAMPLES)
+            each = sorted(clock.block(prepared.call, prepared.synchronize, loops)[0] for _ in range(3))[1]
+        except Exception as error:
+            raise Failed("warm-up", error) from error
+        samples = min(SAMPLES, max(1, round(block_seconds / (loops * each)))) if each > 0 else SAMPLES
+        self.ready[case, mode] = prepared, loops, samples, each
+        return {"warm_seconds": warm_seconds}
+
+    def block(self, case: str, mode: str) -> dict[str, Any]:
         """Time one block of a case that is ready, after a few untimed calls."""
         from shim.measure import clock
 
-        prepared, loops, samples = self.ready[case, mode]
+        prepared, loops, samples, steady = self.ready[case, mode]
         try:
-            clock.rewarm(prepared.call, prepared.synchronize, REWARM_SHARE * block_seconds)
+            rewarm_seconds = clock.rewarm(prepared.call, prepared.synchronize, loops, REWARM_SECONDS, steady)
             timed = [clock.block(prepared.call, prepared.synchronize, loops) for _ in range(samples)]
         except Exception as error:
             raise Failed("block", error) from error
         seconds, cpu, wall = zip(*timed, strict=True)
-        return {"loops": loops, "seconds": seconds, "cpu_seconds": sum(cpu), "wall_seconds": sum(wall)}
+        return {
+            "loops": loops,
+            "seconds": seconds,
+            "cpu_seconds": sum(cpu),
+            "wall_seconds": sum(wall),
+            "rewarm_seconds": rewarm_seconds,
+        }
 
 
 def describe_error(error: BaseException) -> str:

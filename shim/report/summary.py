@@ -229,7 +229,7 @@ def _startups(workers: Iterable[dict[str, Any]]) -> tuple[Startup, ...]:
         found[str(worker.get("target"))].append(worker)
 
     def middle(target: str, key: str) -> float | None:
-        values = [float(w[key]) for w in found[target] if w.get(key) is not None]
+        values = [float(w[key]) for w in statistics.undisturbed(found[target]) if w.get(key) is not None]
         return median(values) if values else None
 
     return tuple(Startup(t, middle(t, "import_seconds"), middle(t, "setup_seconds")) for t in found)
