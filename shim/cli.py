@@ -81,6 +81,8 @@ class Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except (click.exceptions.Exit, click.Abort):  # how --help ends; they are RuntimeErrors too
+            raise
         except KeyboardInterrupt:
             raise click.ClickException("interrupted") from None
         except (ValueError, RuntimeError, OSError) as error:

@@ -159,9 +159,10 @@ def test_the_interval_of_a_median_is_one_of_order_statistics():
 
 def test_pairs_hold_program_then_hand_written_call(monkeypatch):
     null = backends.load("null")
-    blocks = []
+    blocks, now = [], [0.0]
 
     def block(call, synchronize, loops):
+        now.append(now[-1] + 0.1)
         blocks.append(call)
         return (3.0 if call is by_hand else 2.0), 0.0, 0.0
 
@@ -171,9 +172,11 @@ def test_pairs_hold_program_then_hand_written_call(monkeypatch):
     monkeypatch.setattr(clock, "warm_up", lambda call, synchronize: None)
     monkeypatch.setattr(clock, "calibrate", lambda call, synchronize, seconds: 1)
     monkeypatch.setattr(clock, "block", block)
+    monkeypatch.setattr(clock, "perf_counter", lambda: now[-1])
     case = cases.parse("dense/forward/N2-I3-O4/float32")
     assert bench_overhead.compare(null, case, "null", by_hand, pairs=9) == [(2.0, 3.0)] * 9
-    orders = {blocks[k] is by_hand for k in range(0, 18, 2)}
+    assert all(a is b for a, b in zip(blocks[::2], blocks[1::2], strict=True))  # untimed, then timed
+    orders = {blocks[k] is by_hand for k in range(0, 36, 4)}
     assert orders == {True, False}
 
 

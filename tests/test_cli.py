@@ -15,8 +15,8 @@ import fake_backends
 import pytest
 from click.testing import CliRunner
 
-from shim import cli, environments, train_worker
-from shim.measure import bench, runfile
+from shim import cli, environments
+from shim.measure import runfile
 
 CASE = "dense/forward/N5-I7-O3-activation=relu/float32"
 BRIEF = ["--rounds", "2", "--sweeps", "2", "--block-seconds", "0.005"]
@@ -207,7 +207,8 @@ def test_bench_ends_with_a_table_and_the_path_of_the_report(fakes):
 def test_bench_prints_json_for_machines_and_nothing_else(fakes):
     result = shim("bench", "--case", CASE, "-b", "good", "-b", "slow", "--json", "-o", str(fakes / "run.jsonl"), *BRIEF)
     found = json.loads(result.stdout)
-    assert {row["contestant"] for row in found["rows"]} == {"good", "slow"}
+    assert [case["case"] for case in found["cases"]] == [CASE]
+    assert {row["contestant"] for row in found["cases"][0]["rows"]} == {"good", "slow"}
 
 
 def test_a_failure_leaves_the_others_and_a_status(fakes):
@@ -253,7 +254,7 @@ def test_report_of_a_run_that_is_there(tmp_path):
     result = shim("report", str(path), "--baseline", "torch", "-o", str(page))
     assert result.exit_code == 0
     assert page.exists()
-    assert json.loads(shim("report", str(path), "--json").stdout)["rows"]
+    assert json.loads(shim("report", str(path), "--json").stdout)["cases"]
     wrong = shim("report", str(path), "--baseline", "theano")
     assert wrong.exit_code == 1
     assert "baseline 'theano' is not in this run; its contestants are: " in wrong.output
@@ -298,7 +299,3 @@ def test_train_prints_its_epochs(monkeypatch, tmp_path):
     again = shim(*arguments)
     assert again.exit_code == 1
     assert "exists already; choose another file" in again.output
-
-
-assert bench.DEFAULTS.keys() == {"rounds", "sweeps", "block_seconds"}
-assert train_worker.TICKS

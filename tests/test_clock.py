@@ -98,11 +98,11 @@ def test_warming_up_is_bounded(monkeypatch):
     assert clock.warm_up(device.call, device.synchronize, limit_seconds=1.0) < 2.0
 
 
-@pytest.mark.parametrize(("kernel", "calls"), [(1.0, 1), (0.015, 1), (0.006, 4), (1e-3, 20)])
+@pytest.mark.parametrize(("kernel", "calls"), [(1.0, 1), (0.015, 2), (0.006, 4), (1e-3, 20)])
 def test_a_pause_is_followed_by_calls_for_some_time(monkeypatch, kernel, calls):
     device = simulated(monkeypatch, kernel)
     seconds = clock.rewarm(device.call, device.synchronize, max(1, round(0.004 / kernel)), 0.02)
-    assert device.calls in (calls, calls + 4)  # whole chunks
+    assert device.calls == calls  # whole chunks
     assert seconds == pytest.approx(device.now)
 
 

@@ -52,6 +52,7 @@ def test_pip_settings_come_from_its_files_and_its_variables(tmp_path, monkeypatc
     monkeypatch.setenv("PIP_FIND_LINKS", "/a /b")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     settings = installer.pip_settings()
+    settings.pop("constraint", None)  # from a configuration of the whole machine, which pip always reads
     assert settings["find-links"] == ["/a", "/b"]
     assert settings["proxy"] == ["p:1"]
     options = installer.uv_options(settings)

@@ -85,7 +85,7 @@ def test_every_failure_is_recorded_with_its_reason(broken_run):
     assert reasons["crashes", "load"] == "the worker was killed by SIGSEGV"
     assert reasons["raises", "build"] == "NotImplementedError: no kernel for this"
     assert reasons["wrong", "parity"].startswith("the result differs from the contract by 1; ")
-    assert reasons["dies", "prepare"] == "the worker was killed by SIGKILL (out of memory?)"
+    assert reasons["dies", "calibrate"] == "the worker was killed by SIGKILL (out of memory?)"
     assert {f["target"] for f in run.failures} == {"missing", "hangs", "crashes", "raises", "wrong", "dies"}
 
 
@@ -102,7 +102,8 @@ def test_the_others_go_on(broken_run):
 def test_no_time_without_parity(broken_run):
     run, _ = broken_run
     checked = {(b["round"], b["target"], b["mode"], b["case"]) for b in run.builds if b["parity"]["passed"]}
-    assert {(b["round"], b["target"], b["mode"], b["case"]) for b in run.blocks} == checked
+    timed = {(b["round"], b["target"], b["mode"], b["case"]) for b in run.blocks}
+    assert timed == {key for key in checked if key[1] != "dies"}
     assert all(b["parity"]["id"] for b in run.builds)
 
 
@@ -215,16 +216,17 @@ def test_posted_requests_are_worked_on_at_once_and_answered_in_order(worker):
 def test_workers_build_side_by_side_after_the_first_rounds(fakes):
     """The third round has workers that build together, and still every case is warmed up and timed alone."""
     path = fakes / "run.jsonl"
-    run = bench.run(path, targets=["good", "noisy", "dies"], cases=[FORWARD, BACKWARD], **BRIEF | {"rounds": 4})
+    run = bench.run(path, targets=["good", "noisy", "dies"], cases=[FORWARD, BACKWARD], **BRIEF | {"rounds": 3})
     assert run.complete
     assert {(w["round"], w["alone"]) for w in run.workers if w["target"] == "good"} == {
         (0, True),
         (1, True),
         (2, False),
-        (3, False),
     }
-    assert {(b["round"], b["alone"]) for b in run.builds if b["target"] == "noisy"} >= {(1, True), (3, False)}
-    assert all(None not in row.samples[r] for row in statistics.rows(run) if row.contestant == "good" for r in (0, 1))
+    assert {(b["round"], b["alone"]) for b in run.builds if b["target"] == "noisy"} >= {(1, True), (2, False)}
+    assert all(
+        None not in samples for row in statistics.rows(run) if row.contestant == "good" for samples in row.samples
+    )
     row = next(row for row in statistics.rows(run) if (row.contestant, row.case) == ("good", FORWARD.id))
     alone = [b for b in run.builds if (b["target"], b["case"], b["alone"]) == ("good", FORWARD.id, True)]
     assert row.first_call_seconds == np.median([b["first_call_seconds"] for b in alone])

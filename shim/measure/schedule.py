@@ -48,12 +48,12 @@ def allocate(widths: Mapping[str, float], sweeps: int) -> dict[str, int]:
     ``widths`` are those of the cases' intervals; one that is NaN counts as wide. The sum is never more than before.
     """
     least, most = max(1, sweeps // 3), 3 * sweeps
+    squares = {case: 1.0 if math.isnan(w) else min(max(w, 1e-3), 1.0) ** 2 for case, w in widths.items()}
 
     def share(scale: float) -> dict[str, int]:
-        wanted = {case: most if math.isnan(w) else scale * w * w for case, w in widths.items()}
-        return {case: int(max(least, min(most, number))) for case, number in wanted.items()}
+        return {case: int(max(least, min(most, scale * square))) for case, square in squares.items()}
 
-    low, high = 0.0, most / min((w * w for w in widths.values() if w > 0), default=1.0)
+    low, high = 0.0, most / 1e-6
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if sum(share(middle).values()) <= sweeps * len(widths) else (low, middle)
