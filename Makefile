@@ -4,7 +4,7 @@
 #   make PYTHON=python3.12 bench     takes another Python, 3.11 or newer
 
 PYTHON ?= python3
-TARGETS ?= numpy tensorflow jax torch
+TARGETS ?= numpy tensorflow jax torch cntk
 ARGS ?=
 
 BIN := .venv/bin
@@ -17,7 +17,8 @@ space := $() $()
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help tool env bench test test-tool test-backends test-smoke test-asv lint types format asv clean
+.PHONY: help tool env bench test test-tool test-backends test-smoke test-asv lint types format asv clean \
+  test-cntk test-cntk-sample test-cntk-upstream test-cntk-pythons
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -26,7 +27,7 @@ bench: $(TOOL)  ## Compare the backends on the layers of two models; print a tab
 	@$(SHIM) env $(TARGETS) || echo 'Going on without the backends that could not be installed.'
 	$(SHIM) bench --set article --model mnist_mlp --model imdb_bidirectional_lstm $(ARGS)
 
-test: lint types test-tool test-backends test-smoke test-asv  ## Run lint, types, tests, a smoke comparison and asv
+test: lint types test-tool test-backends $(if $(filter cntk,$(TARGETS)),test-cntk) test-smoke test-asv  ## Run lint, types, tests, a smoke comparison and asv
 
 env: $(TOOL)  ## Make what is missing: .venv for the tool, an environment for each backend
 	$(SHIM) env $(TARGETS)
@@ -65,13 +66,27 @@ $(TOOL): pyproject.toml
 # The tests of the tool run in .venv. Those in tests/backends run in the environment of each backend, a file
 # test_NAME.py there only in the environment of NAME.
 test-tool: env
-	$(BIN)/python -m pytest --ignore=tests/backends --ignore=tests/test_asv_site.py
+	$(BIN)/python -m pytest --ignore=tests/backends --ignore=tests/cntk --ignore=tests/test_asv_site.py
 
 test-backends: $(TARGETS:%=test-backend-%)
 
 test-backend-%: env
 	.shim/env/$*/bin/python -m pytest tests/backends --backend $* \
 	  $(foreach name,$(filter-out $*,$(NAMES)),--ignore=tests/backends/test_$(name).py)
+
+# CNTK in a Python it was not built for; see docs/cntk.md. CNTK's own tests take about 12 minutes, the sample 2.
+test-cntk: env
+	.shim/env/cntk/bin/python -m pytest tests/cntk
+
+test-cntk-sample: env
+	.shim/env/cntk/bin/python tests/cntk/upstream.py --sample
+
+test-cntk-upstream: env
+	.shim/env/cntk/bin/python tests/cntk/upstream.py
+
+# Each of CPython 3.8 to 3.13 that is on PATH or comes from pyenv, in an environment of its own.
+test-cntk-pythons: $(TOOL)
+	$(BIN)/python -m pytest tests/cntk/pythons.py
 
 test-smoke: env
 	$(SHIM) bench --set smoke --quick --backends $(subst $(space),$(comma),$(strip $(TARGETS)))

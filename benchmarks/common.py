@@ -11,7 +11,7 @@ import os
 
 #: The values of the first parameter, in the order of the pages. They are written as for ``shim bench``: a version or a
 #: mode makes another one, ``tensorflow@2.16.2`` or ``tensorflow:xla``. Append only.
-TARGETS = ["numpy", "tensorflow", "jax", "torch"]
+TARGETS = ["numpy", "tensorflow", "jax", "torch", "cntk"]
 
 #: profile -> attributes of a benchmark. Eight samples are the least for asv's interval of a median.
 PROFILES = {

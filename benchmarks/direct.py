@@ -205,4 +205,55 @@ def _tensorflow(op, options, args, dy):
     return functools.partial(both, tf.constant(dy), *tensors), lambda out: out[0].numpy()
 
 
-FRAMEWORKS = {"numpy": _numpy, "torch": _torch, "jax": _jax, "tensorflow": _tensorflow}
+# ---------------------------------------------------------------------------------------------------------------- CNTK
+
+
+def _cntk(op, options, args, dy):
+    from shim import cntk as loader
+
+    C = loader.load()
+    relu = C.relu if options.get("activation") else C.alias
+    data, (x, *weights) = C.Value(args[0].astype(np.float32)), args
+    node = C.input_variable(x.shape[1:], needs_gradient=x.dtype.kind == "f")
+
+    def dense(x, w, b):
+        return relu(C.times(x, w) + b), (w, b)
+
+    def conv2d(x, w, b):
+        w, b = C.parameter(init=w.value.transpose(3, 2, 0, 1).copy()), C.parameter(init=b.value.reshape(-1, 1, 1))
+        y = C.convolution(w, C.transpose(x, (2, 0, 1)), auto_padding=[False, False, False])
+        return C.transpose(relu(y + b), (1, 2, 0)), (w, b)
+
+    def lstm(x, w_x, w_h, b):
+        units = w_h.shape[0]
+        z = C.to_sequence(C.times(x, w_x) + b)
+        h, c = (C.placeholder((units,), dynamic_axes=z.dynamic_axes) for _ in range(2))
+        gates = z + C.times(C.sequence.past_value(h), w_h)
+        i, f, g, o = (C.slice(gates, 0, k * units, (k + 1) * units) for k in range(4))
+        c_next = C.sigmoid(f) * C.sequence.past_value(c) + C.sigmoid(i) * C.tanh(g)
+        h_next = C.sigmoid(o) * C.tanh(c_next)
+        outputs = C.combine([h_next, c_next]).replace_placeholders({h: h_next, c: c_next}).outputs
+        return C.sequence.last(outputs[0]), (w_x, w_h, b)
+
+    def embedding_average(ids, table):
+        steps = ids.shape[0]
+        return C.times(np.full((1, steps), 1 / steps, np.float32), C.gather(table, ids)), (table,)
+
+    by_hand = {"dense": dense, "conv2d": conv2d, "lstm": lstm, "embedding_average": embedding_average}
+    y, parameters = by_hand[op](node, *[C.parameter(init=w) for w in weights])
+    feed, outputs = {node: data}, [y.output]
+    shape = None if dy is None else dy.shape
+    if dy is None:
+        run = lambda: y.forward(feed, outputs)[1][outputs[0]]  # noqa: E731
+        return run, lambda result: result[:, 0] if op == "embedding_average" else result
+    keep, wanted = {y.output}, {*parameters, *([node] if node.needs_gradient else [])}
+    root = {y.output: C.Value(np.ascontiguousarray(dy.reshape(-1, *y.shape)))}
+
+    def both():
+        state, values = y.forward(feed, outputs, keep)
+        return values[outputs[0]], y.backward(state, root, wanted)
+
+    return both, lambda result: result[0].reshape(shape)
+
+
+FRAMEWORKS = {"numpy": _numpy, "torch": _torch, "jax": _jax, "tensorflow": _tensorflow, "cntk": _cntk}

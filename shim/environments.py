@@ -234,8 +234,8 @@ def _make(target: str, lock: int, log: Log) -> None:
             print(line, file=transcript, flush=True)
             log(line)
 
-        installer.install(path, installer.requirements(backend, version), keep_open=(lock,), log=both)
-        versions = installer.verify(_interpreter(path), BACKENDS[backend])
+        installer.install(path, installer.requirements(backend, version), source(), keep_open=(lock,), log=both)
+        versions = installer.verify(_interpreter(path), BACKENDS[backend], source())
     size = sum(entry.lstat().st_size for entry in path.rglob("*"))
     record = {"stamp": _stamp(target), "python": platform.python_version(), "versions": versions, "bytes": size}
     unfinished = path / f"{RECORD}.new"

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from shim.backends import BACKENDS
+from shim.backends import BACKENDS, INSTALLED_BY
 
 Log = Callable[[str], None]
 
@@ -41,6 +41,7 @@ _VARIABLES = {
 
 _VERIFY = """
 import importlib, importlib.metadata, json, re, sys
+sys.path.append(sys.argv[2])
 importlib.import_module(sys.argv[1])
 installed = importlib.metadata.distributions()
 print(json.dumps({re.sub("[-_.]+", "-", d.metadata["Name"]).lower(): d.version for d in installed}))
@@ -82,11 +83,13 @@ def main_package(backend: str, versions: Mapping[str, str]) -> tuple[str, str] |
     return next(((name, versions[name]) for name in names if name in versions), None)
 
 
-def install(path: Path, requirements: Sequence[str], *, keep_open: Sequence[int] = (), log: Log) -> None:
+def install(path: Path, requirements: Sequence[str], source: Path, *, keep_open: Sequence[int] = (), log: Log) -> None:
     """Make the virtual environment ``path`` for the running Python and install ``requirements`` into it.
 
-    The installer's process inherits the file descriptors ``keep_open``. Raises :class:`InstallError`.
+    Packages of :data:`shim.backends.INSTALLED_BY` come last, by modules of the ``shim`` in the folder ``source``. The
+    installers' processes inherit the file descriptors ``keep_open``. Raises :class:`InstallError`.
     """
+    special = {line: name for line in requirements if (name := line.partition("==")[0]) in INSTALLED_BY}
     listed = path / "requirements.txt"
     python = path / "bin" / "python"
     environ = _environ()
@@ -99,8 +102,11 @@ def install(path: Path, requirements: Sequence[str], *, keep_open: Sequence[int]
         make = [sys.executable, "-m", "venv", str(path)]
         fill = [str(python), "-m", "pip", "install", "--progress-bar", "off"]
     _call(make, environ, keep_open, log)
-    listed.write_text("".join(f"{line}\n" for line in requirements), encoding="utf-8")
+    listed.write_text("".join(f"{line}\n" for line in requirements if line not in special), encoding="utf-8")
     _call([*fill, "-r", str(listed)], environ, keep_open, log)
+    for line, name in special.items():
+        command = [str(python), "-m", INSTALLED_BY[name], "install", "--version", line.partition("==")[2]]
+        _call(command, environ | {"PYTHONPATH": str(source)}, keep_open, log)
 
 
 @contextlib.contextmanager
@@ -123,9 +129,12 @@ def locked(file: Path, log: Log = lambda line: None) -> Iterator[int]:
         os.close(lock)
 
 
-def verify(python: Path, package: str) -> dict[str, str]:
-    """Import ``package`` in an environment and return all versions there; raise :class:`InstallError` if it fails."""
-    command = [str(python), "-I", "-c", _VERIFY, package]
+def verify(python: Path, package: str, source: Path) -> dict[str, str]:
+    """Import ``package`` in an environment and return all versions there; raise :class:`InstallError` if it fails.
+
+    It may import ``shim`` from the folder ``source``.
+    """
+    command = [str(python), "-I", "-c", _VERIFY, package, str(source)]
     result = subprocess.run(command, env=_environ(), stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if result.returncode:
         raise InstallError(f"import {package} fails: {reason(result.returncode, result.stderr.splitlines())}")

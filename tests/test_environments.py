@@ -151,6 +151,31 @@ def test_pip_does_it_where_there_is_no_uv(offline, monkeypatch):
     assert version_in("numpy@1.0") == "1.0"
 
 
+SPECIAL = """
+import pathlib, sys, sysconfig
+if sys.argv[1:] != ["install", "--version", "2.0"]:
+    sys.exit("error: there is only 2.0")
+site = pathlib.Path(sysconfig.get_path("purelib"))
+(site / "torch.py").touch()
+(site / "torch-2.0.dist-info").mkdir()
+(site / "torch-2.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\\nName: torch\\nVersion: 2.0\\n")
+"""
+
+
+def test_what_no_package_installer_takes_is_installed_by_a_module_of_its_own(offline, monkeypatch):
+    source = offline / "source"
+    source.mkdir()
+    (source / "special.py").write_text(SPECIAL)
+    for wheel in (offline / "wheels").glob("torch-*"):
+        wheel.unlink()
+    monkeypatch.setattr(installer, "INSTALLED_BY", {"torch": "special"})
+    monkeypatch.setattr(environments, "source", lambda: source)
+    outcome = environments.ensure(["torch", "torch@1.0"])
+    assert outcome == {"torch": None, "torch@1.0": "there is only 2.0"}
+    assert environments.describe("torch").version == "2.0"
+    assert environments.describe("torch").versions == {"helper": "1.0", "numpy": "2.0", "torch": "2.0"}
+
+
 def test_a_failure_is_kept_with_its_reason_and_stops_no_other(offline):
     outcome = environments.ensure(["numpy@99.0", "numpy"])
     assert outcome["numpy"] is None

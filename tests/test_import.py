@@ -54,6 +54,13 @@ def test_a_missing_framework_names_the_command(monkeypatch):
     assert "pip install 'shim[torch]'" in str(caught.value)
 
 
+def test_a_missing_framework_with_an_installer_of_its_own_names_that_too(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cntk", None)
+    with pytest.raises(shim.BackendUnavailable) as caught:
+        shim.load("cntk")
+    assert "run 'shim env cntk', or: python -m shim.cntk install" in str(caught.value)
+
+
 def test_an_unknown_backend_lists_the_choices():
     with pytest.raises(ValueError, match="unknown backend 'theano'; the backends are: numpy, tensorflow"):
         shim.load("theano")

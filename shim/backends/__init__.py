@@ -11,8 +11,12 @@ BACKENDS = {
     "tensorflow": "tensorflow",
     "jax": "jax",
     "torch": "torch",
+    "cntk": "cntk",
     "null": "numpy",
 }
+
+#: package -> the module that installs it, as in ``python -m shim.cntk install``, since no package installer takes it
+INSTALLED_BY = {"cntk": "shim.cntk"}
 
 
 class BackendUnavailable(RuntimeError):
@@ -44,7 +48,7 @@ def load(name: str) -> ModuleType:
             problem = f"needs the package {package!r}, which is not installed in this environment"
         else:
             problem = f"needs the package {package!r}, which cannot be imported here ({error})"
-        raise BackendUnavailable(
-            f"backend {name!r} {problem}; run 'shim env {name}', or: pip install 'shim[{name}]'"
-        ) from None
+        by = INSTALLED_BY.get(package)
+        other = f"python -m {by} install" if by else f"pip install 'shim[{name}]'"
+        raise BackendUnavailable(f"backend {name!r} {problem}; run 'shim env {name}', or: {other}") from None
     return importlib.import_module(f"shim.backends.{name}")

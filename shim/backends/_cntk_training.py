@@ -1,0 +1,184 @@
+"""Training on the CNTK backend: CNTK's gradients, and NumPy updates in the memory of CNTK's parameters."""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+
+import numpy as np
+
+from shim import contract, models
+from shim.backends import _cntk_graph as graph
+from shim.backends._cntk_graph import C
+from shim.backends._state import pack, unpack
+from shim.backends._updates import update
+from shim.models import optimizers
+from shim.protocol import bare_ops
+
+
+class Symbol:
+    """A node of a graph as models see it: indexing takes an axis away, where CNTK keeps it with length 1."""
+
+    def __init__(self, node):
+        self.node, self.shape, self.dtype = node, tuple(node.shape), np.dtype(node.dtype)
+
+    def __getitem__(self, index):
+        return Symbol(C.reshape(self.node[index], np.broadcast_to(np.empty(()), self.shape)[index].shape))
+
+
+class _Losses:
+    """A model's losses for the shapes of one batch, and the range of the ids in it.
+
+    ``total`` is the weighted loss that is trained, ``loss`` and ``logits`` are those of the main head.
+    """
+
+    def __init__(self, ops, model, parameters, dtype, x, labels):
+        self._limits = {}
+        self._x, self.labels = (
+            graph.variable(a.shape, dtype, is_float=False)
+            if isinstance(a, graph.Ids)
+            else graph.variable(a.shape, dtype)
+            for a in (x, labels)
+        )
+        ops = SimpleNamespace(**{name: self._recorded(contract.op(name), f) for name, f in vars(ops).items()})
+        params = {name: Symbol(p) for name, p in parameters.items()}
+        logits, losses = models.losses(model, ops, params, Symbol(self._x), Symbol(self.labels))
+        nodes = [(loss.node, weight) for loss, weight in losses]
+        self.logits, self.loss, self.total = logits.node, nodes[0][0], models.weighted(nodes)
+
+    def _recorded(self, entry, build):
+        def call(*args, **options):
+            dims = entry.dims([a.shape for a in args])
+            for argument, a in zip(entry.arguments, args, strict=True):
+                if argument.below is not None:
+                    limit = dims.get(argument.below, 2)
+                    self._limits[a.node.uid] = min(limit, self._limits.get(a.node.uid, limit))
+            return Symbol(build(*(a.node for a in args), **options))
+
+        return call
+
+    def feed(self, x, labels, dtype):
+        """Return what the graph is to be fed with, ids checked."""
+        feed = {}
+        for node, value, name in ((self._x, x, "ids"), (self.labels, labels, "labels")):
+            if isinstance(value, graph.Ids):
+                value.check(name, self._limits.get(node.uid, graph.EXACT))
+                value = value.floats(dtype)
+            feed[node] = value
+        return feed
+
+
+class Trainer:
+    """One graph for each batch size and purpose, over parameters whose memory is that of the NumPy weights.
+
+    CNTK's generators cannot be read. Instead each ``state`` sows them anew, from the seed and the steps so far, and
+    ``restore`` does the same: what follows is then the same as well.
+    """
+
+    def __init__(self, backend, model, params, optimizer, seed):
+        self._backend, self._model, self._optimizer, self._seed = backend, model, optimizer, seed
+        self._weights = {name: np.array(value, order="C") for name, value in params.items()}
+        self._dtype = next(iter(self._weights.values())).dtype
+        self._parameters = {name: graph.shared(w) for name, w in self._weights.items()}
+        self._trained = models.trained(model, self._weights)
+        self._gradients = {name: np.zeros_like(self._weights[name]) for name in self._trained}
+        self._slots = {self._parameters[name]: graph.lent(g) for name, g in self._gradients.items()}
+        self._states = {name: optimizers.init(optimizer, self._weights[name]) for name in self._trained}
+        self._one = graph.array(np.ones((), self._dtype))
+        self._count = self._sown = 0
+        self._drops, self._steps, self._evaluations = [], {}, {}
+
+    def step(self, x, labels):
+        key = x.shape, x.dtype, labels.shape
+        if key not in self._steps:
+            self._steps[key] = self._build_step(x, labels)
+        batch, function, total, loss, moments, slots = self._steps[key]
+        state, outputs = graph.run(function, batch.feed(x, labels, self._dtype), function.outputs, {total})
+        value, moved = graph.clone(outputs[loss]), [graph.clone(outputs[moment]) for moment in moments]
+        graph.pull_back(function, state, {total: self._one}, dict(slots))
+        for name, gradient in self._gradients.items():
+            update(self._optimizer, np, self._count, self._weights[name], gradient, self._states[name])
+        for name, moment in zip(itertools.chain(*self._model.moments), moved, strict=True):
+            weight = self._weights[name]
+            weight += (1 - models.MOMENTUM) * (moment.data.to_ndarray().reshape(weight.shape) - weight)
+        self._renew()
+        self._count += 1
+        return value
+
+    def _renew(self):
+        """Tell CNTK that weights have changed, else what is computed from weights alone is not computed again."""
+        for parameter in self._parameters.values():
+            parameter.record_value_update()
+
+    def evaluate(self, x, labels):
+        key = x.shape, x.dtype, labels.shape
+        if key not in self._evaluations:
+            self._evaluations[key] = self._build_evaluation(x, labels)
+        batch, function = self._evaluations[key]
+        _, outputs = graph.run(function, batch.feed(x, labels, self._dtype), function.outputs)
+        return tuple(graph.clone(outputs[output]) for output in function.outputs)
+
+    def params(self):
+        return {name: w.copy() for name, w in self._weights.items()}
+
+    def state(self):
+        self._sow()
+        slots = {name: [value.copy() for value in values] for name, values in self._states.items()}
+        return pack(self.params(), slots, self._count)
+
+    def restore(self, state):
+        weights, slots, self._count = unpack(state, self._trained)
+        for name, value in weights.items():
+            self._weights[name][...] = value
+        for name, values in slots.items():
+            for kept, value in zip(self._states[name], values, strict=True):
+                kept[...] = value
+        self._renew()
+        self._sow()
+
+    def _sow(self):
+        self._sown = self._count
+        for node, place in self._drops:
+            node.set_attribute("rngSeed", self._dropout_seed(place))
+
+    def _dropout_seed(self, place):
+        return int(np.random.SeedSequence([self._seed, self._sown, *place]).generate_state(1)[0])
+
+    def _build_step(self, x, labels):
+        places, moments = itertools.count(1), []
+
+        def drop(x, *, rate=0.0):
+            if not rate:
+                return x
+            place = next(places), *x.shape
+            node = C.dropout(x, rate, seed=self._dropout_seed(place))
+            self._drops.append((node.root_function, place))
+            return node
+
+        def normalise(x, gamma, beta, mean, variance):
+            moments.extend(self._backend.moments(x))
+            return self._backend.batch_norm.bare(x, gamma, beta, *moments[-2:])
+
+        batch = self._build(x, labels, dropout=drop if self._model.dropout else _identity, batch_norm=normalise)
+        function = C.combine(list({node.uid: node for node in (batch.total, batch.loss, *moments)}.values()))
+        reached = {p.uid for p in function.parameters}
+        slots = {p: slot for p, slot in self._slots.items() if p.uid in reached}
+        total, loss, *moments = (node.output for node in (batch.total, batch.loss, *moments))
+        return batch, function, total, loss, moments, slots
+
+    def _build_evaluation(self, x, labels):
+        batch = self._build(x, labels, dropout=_identity, batch_norm=self._backend.batch_norm.bare)
+        if len(batch.logits.shape) == 2:
+            predicted = C.reshape(C.argmax(batch.logits, axis=-1), batch.labels.shape)
+        else:
+            predicted = C.greater(batch.logits, 0.0)
+        right = C.reduce_sum(C.equal(predicted, batch.labels), axis=C.Axis.all_static_axes())
+        return batch, C.combine([batch.loss, right])
+
+    def _build(self, x, labels, **replaced):
+        ops = bare_ops(self._backend, **replaced)
+        return _Losses(ops, self._model, self._parameters, self._dtype, x, labels)
+
+
+def _identity(x, *, rate=0.0):
+    return x
