@@ -122,15 +122,18 @@ def parse(id: str) -> Case:
         if match := re.fullmatch(r"([A-Z]|\.\.\.)([1-9]\d*)", token):
             dims[match[1]] = int(match[2])
         elif match := re.fullmatch(r"([a-z_]+)=(\w+)", token):
-            options[match[1]] = _literal(match[2])
+            options[match[1]] = literal(match[2])
         else:
             raise ValueError(f"case {id!r}: cannot read {token!r}; axes look like N32, options like padding=same")
     if direction == TRAIN_STEP:
-        return Case(op, direction, tuple(dims.items()), tuple(options.items()), dtype)
+        if set(dims) != {"N"}:
+            raise ValueError(f"a training step has the axis N; got {', '.join(dims)}")
+        return _train_step(op, dims["N"], dtype, options)
     return case(op, direction, dims, dtype, **options)
 
 
-def _literal(text: str) -> Any:
+def literal(text: str) -> Any:
+    """Return the value of an option as it stands in an id: True, False, None, a whole number or a word."""
     constants = {"True": True, "False": False, "None": None}
     return constants[text] if text in constants else int(text) if text.isdigit() else text
 
@@ -199,7 +202,8 @@ SETS = ("article", "models", "smoke")
 def case_set(name: str, models: Iterable[str] = (), dtype: str = "float32") -> list[Case]:
     """Return the cases of a set, each layer once and forward before forward+backward.
 
-    ``models`` keeps only the layers (or the training steps) of these models; none given means all.
+    ``models`` keeps only the layers (or the training steps) of these models; none given means all. For training
+    steps a model may be a variant such as ``imdb_fasttext-ngrams=1``.
     Raises ``ValueError`` for an unknown set or model.
     """
     models = tuple(models)
@@ -221,5 +225,12 @@ def case_set(name: str, models: Iterable[str] = (), dtype: str = "float32") -> l
 def _train_steps(chosen: tuple[str, ...], dtype: str) -> list[Case]:
     from shim import models
 
-    loaded = [models.load(name) for name in chosen or models.names()]
-    return [Case(m.name, TRAIN_STEP, (("N", m.batch_size),), (), dtype) for m in loaded]
+    return [_train_step(name, None, dtype, {}) for name in chosen or models.names()]
+
+
+def _train_step(name: str, batch_size: int | None, dtype: str, options: Mapping[str, Any]) -> Case:
+    """Make a case of a model; options that are the default are left out. ``ValueError`` for unknown ones."""
+    from shim import models
+
+    model = models.load(name, **options)
+    return Case(model.name, TRAIN_STEP, (("N", batch_size or model.batch_size),), model.options, dtype)

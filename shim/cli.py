@@ -28,8 +28,14 @@ EPILOGUES = {
     "  shim bench --resume .shim/runs/20260101-120000-article.jsonl",
     "report": "Examples:\n\n\b\n  shim report .shim/runs/20260101-120000-article.jsonl\n"
     "  shim report RUN --baseline torch --output page.html\n  shim report RUN --json",
+    "data": "Examples:\n\n\b\n  shim data                       which files are used, and their checksums\n"
+    "  shim data --fetch mnist cifar10\n"
+    "  shim data --json\n"
+    "  SHIM_DATA=~/data shim data      files from a folder of your own",
     "train": "Examples:\n\n\b\n  shim train mnist_mlp\n"
     "  shim train imdb_bidirectional_lstm --backends tensorflow --epochs 4\n"
+    "  shim train imdb_fasttext-ngrams=1    a variant of a model\n"
+    "  shim train --resume .shim/runs/20260101-120000-mnist_mlp.jsonl\n"
     "  SHIM_DATA=~/data shim train mnist_mlp --backends torch,jax --json",
 }
 
@@ -67,6 +73,10 @@ class Progress:
 
         if self._task is not None:
             self._bar.update(self._task, advance=steps, description=escape(text) if text else None)
+
+    def note(self, text: str) -> None:
+        """Leave a line above the bar, also where there is no terminal."""
+        self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def stop(self) -> None:
         self._bar.stop()
@@ -138,7 +148,9 @@ backends_option = click.option(
     "--backends", "-b", multiple=True, metavar="NAMES", help="Backends, comma-separated; default: all installed."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-baseline_option = click.option("--baseline", metavar="NAME", help="What ratios compare with; default: tensorflow.")
+baseline_option = click.option(
+    "--baseline", metavar="NAME", help="What ratios compare with; default: torch, else tensorflow."
+)
 
 
 @command
@@ -326,40 +338,80 @@ def report(run: Path, baseline: str | None, output: Path | None, as_json: bool) 
 
 
 @command
-@click.argument("model")
+@click.argument("names", nargs=-1)
+@click.option("--fetch", is_flag=True, help="Download what is missing or damaged; without names, all data sets.")
+@json_option
+def data(names: tuple[str, ...], fetch: bool, as_json: bool) -> None:
+    """List the data sets of the models: where each comes from, its size and checksum."""
+    from shim import data as datasets
+
+    chosen = _split(names) or list(datasets.names())
+    for name in chosen:
+        datasets.check_name(name)
+    missing = [name for name in chosen if fetch and datasets.fetch(name, Progress()) is None]
+    rows = [row for row in datasets.table() if row["name"] in chosen]
+    if as_json:
+        _print_json(rows)
+    else:
+        from rich.markup import escape
+        from rich.table import Table
+
+        table = Table("data", "source", "size", "sha256", "path")
+        for row in rows:
+            sha = row["sha256"][:12] + ("" if row["known"] else " (not Keras' own file)")
+            size = f"{row['bytes'] / 1e6:.1f} MB"
+            table.add_row(*map(escape, (row["name"], row["source"], size, sha, row["path"])))
+        _console().print(table)
+    if missing:
+        sys.exit(1)
+
+
+@command
+@click.argument("model", required=False)
 @backends_option
 @click.option("--epochs", type=click.IntRange(1), help="Default: as many as the article.")
 @click.option("--seed", default=0, show_default=True, help="Seed of weights, batches and dropout.")
 @click.option("--mode", help="A mode of the backend instead of its default.")
 @click.option("--limit", type=click.IntRange(1), help="Train on the first samples only.")
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="The run file; default: .shim/runs/.")
+@click.option("--resume", type=click.Path(exists=True, path_type=Path), help="Go on with an interrupted training.")
 @json_option
 def train(
-    model: str,
+    model: str | None,
     backends: tuple[str, ...],
     epochs: int | None,
     seed: int,
     mode: str | None,
     limit: int | None,
     output: Path | None,
+    resume: Path | None,
     as_json: bool,
 ) -> None:
-    """Train a model on real data, on each backend from the same weights and batches."""
+    """Train a model on real data, on each backend from the same weights and batches.
+
+    Each epoch ends with a checkpoint beside the run file, so that --resume goes on with the same losses.
+    """
     from shim import models
     from shim import train as training
 
-    models.load(model)
-    path = output or _run_path(model)
-    run = training.train(
-        model,
-        _targets(backends),
-        epochs=epochs,
-        seed=seed,
-        mode=mode,
-        limit=limit,
-        path=path,
-        progress=Progress(),
-    )
+    if resume:
+        if model or backends or epochs or seed or mode or limit or output:
+            raise click.UsageError("--resume takes everything else from the run file")
+        run, path = training.resume(resume, progress=Progress()), resume
+    else:
+        if model is None:
+            raise click.UsageError(f"name a model: {', '.join(models.names())}")
+        path = output or _run_path(models.load(model).label)
+        run = training.train(
+            model,
+            _targets(backends),
+            epochs=epochs,
+            seed=seed,
+            mode=mode,
+            limit=limit,
+            path=path,
+            progress=Progress(),
+        )
     _show(run, path, None, path.with_suffix(".html"), as_json)
     if run.failures:
         sys.exit(1)

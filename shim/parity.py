@@ -178,12 +178,12 @@ def _op_reference(case: cases.Case) -> dict[str, np.ndarray]:
 
 
 def training_losses(
-    backend: ModuleType, name: str, mode: str, dtype: str, steps: int, batch_size: int | None = None
+    backend: ModuleType, name: str, mode: str, dtype: str, steps: int, batch_size: int | None = None, **options: Any
 ) -> np.ndarray:
     """Train a model without dropout from its float32 initial weights and return the loss of each step."""
     from shim import models
 
-    model = models.load(name, dropout=False)
+    model = models.load(name, dropout=False, **options)
     params = {key: value.astype(dtype) for key, value in model.initial(0, "float32").items()}
     trainer = backend.trainer(model, params, model.optimizer, mode)
     losses = []
@@ -198,12 +198,13 @@ def _training_reference(case: cases.Case) -> dict[str, np.ndarray]:
     import shim
 
     numpy_backend = shim.load("numpy")
-    batch_size = dict(case.dims)["N"]
-    return {"losses": training_losses(numpy_backend, case.op, numpy_backend.MODES[0], "float64", STEPS, batch_size)}
+    mode, batch_size = numpy_backend.MODES[0], dict(case.dims)["N"]
+    losses = training_losses(numpy_backend, case.op, mode, "float64", STEPS, batch_size, **dict(case.options))
+    return {"losses": losses}
 
 
 def _verify_training(backend: ModuleType, case: cases.Case, mode: str, reference: dict[str, np.ndarray]) -> float:
-    losses = training_losses(backend, case.op, mode, case.dtype, STEPS, dict(case.dims)["N"])
+    losses = training_losses(backend, case.op, mode, case.dtype, STEPS, dict(case.dims)["N"], **dict(case.options))
     return compare_losses(losses, reference["losses"], case.dtype)
 
 

@@ -25,13 +25,25 @@ class Trainer(Protocol):
     """A model with its weights and optimizer on one backend, ready to train."""
 
     def step(self, x: Array, labels: Array) -> Array:
-        """Update the weights with one batch and return its mean loss, before the update, as a scalar array."""
+        """Update the weights with one batch and return its mean loss, before the update, as a scalar array.
+
+        Of a model with several heads that is the loss of the main one.
+        """
 
     def evaluate(self, x: Array, labels: Array) -> tuple[Array, Array]:
         """Return the mean loss of a batch and its number of right predictions, dropout off, as scalar arrays."""
 
     def params(self) -> dict[str, np.ndarray]:
-        """Return a copy of the weights as NumPy arrays."""
+        """Return a copy of the weights as NumPy arrays, those that are not trained included."""
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return a copy of all that the next steps depend on: weights, optimizer, counters, generator of dropout.
+
+        NumPy arrays without objects, by names of the backend's own.
+        """
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on from the state of a trainer of the same backend, mode, model, optimizer and seed."""
 
 
 class Backend(Protocol):

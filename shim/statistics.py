@@ -26,6 +26,9 @@ from scipy import special
 
 Samples = Sequence[Sequence[float | None]]
 
+#: What ratios compare with unless another one is named, in this order. The baseline's noise is part of every interval,
+#: and the times of torch vary least.
+BASELINES = ("torch", "tensorflow")
 LEVEL = 0.95
 MARGIN = 1.03  # a ratio between 1/MARGIN and MARGIN does not matter
 ROUNDS_FOR_A_VERDICT = 3
@@ -93,7 +96,7 @@ def ratio(a: Samples, b: Samples) -> Ratio:
 def rows(run: Any, baseline: str | None = None) -> list[Row]:
     """Return every row of a run that has samples, case by case in the order of the run.
 
-    ``baseline`` is a contestant's label; by default the run's own, else ``tensorflow``, else the first contestant.
+    ``baseline`` is a contestant's label; by default the run's own, else one of :data:`BASELINES`, else the first one.
     Raises ``ValueError`` for a contestant that is not in the run.
     """
     names = labels(run)
@@ -132,11 +135,11 @@ def label(target: str, mode: str | None, default: str | None = None) -> str:
 
 
 def choose_baseline(contestants: Sequence[str], wanted: str | None = None) -> str | None:
-    """Return ``wanted``, else ``tensorflow`` if it takes part, else the first contestant; None if there is none."""
+    """Return ``wanted``, else the first of :data:`BASELINES` that takes part, else the first contestant, else None."""
     if wanted and wanted not in contestants:
         listed = ", ".join(contestants) or "none"
         raise ValueError(f"baseline {wanted!r} is not in this run; its contestants are: {listed}")
-    return wanted or ("tensorflow" if "tensorflow" in contestants else next(iter(contestants), None))
+    return wanted or next((name for name in (*BASELINES, *contestants) if name in contestants), None)
 
 
 def _row(

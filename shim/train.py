@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from shim import data, models
+from shim import checkpoint, data, models
 from shim.train_worker import TICKS, Emit, Record
 
 
@@ -45,8 +45,9 @@ def train(
     """Train a model on each target in turn, write every epoch to a new run file and return what it holds.
 
     A target is ``backend`` or ``backend@version``, perhaps followed by ``:mode``; ``mode`` is for all the others.
-    ``limit`` keeps the first samples only. What fails on one target is recorded and the others go on. Data are
-    downloaded before, or embedded ones take their place with a notice on standard error.
+    ``limit`` keeps the first samples only. A checkpoint beside the run file lets :func:`resume` go on after any end.
+    What fails on one target is recorded and the others go on. Data are downloaded before, or embedded ones take their
+    place with a notice on standard error.
 
     Raises ``ValueError`` for bad input, :class:`shim.data.DataError` for damaged data, :class:`TrainingInterrupted`
     after Ctrl-C and :class:`shim.measure.runfile.RunFileError` where the file cannot be written.
@@ -60,7 +61,7 @@ def train(
             raise ValueError(f"{name} must be at least {least}, got {value}")
     model = models.load(model_name)
     config = {
-        "model": model.name,
+        "model": model.label,
         "epochs": epochs or model.epochs,
         "batch_size": model.batch_size,
         "seed": seed,
@@ -71,18 +72,56 @@ def train(
         "device": device,
         "precision": precision,
     }
-    path = Path(path or environments.home() / "runs" / f"{datetime.now():%Y%m%d-%H%M%S}-{model.name}.jsonl")
+    path = Path(path or environments.home() / "runs" / f"{datetime.now():%Y%m%d-%H%M%S}-{model.label}.jsonl")
     if path.exists():
-        raise ValueError(f"{path} exists already; choose another file")
+        raise ValueError(f"{path} exists already; choose another file, or go on with: shim train --resume {path}")
     progress = progress or Silent()
-    data.fetch(model.data, progress)
-    dataset = data.load(model.data)  # a damaged file is an error here, once, not one of every worker
-    config["data"] = {"name": model.data, "source": dataset.source, "origin": dataset.origin}
-    del dataset
+    config["data"] = _data(model, progress)
     with runfile.Writer(path) as writer:
         writer.write(_header(config))
         _train_all(config, writer.write, progress, path)
     return runfile.read(path)
+
+
+def resume(path: Path | str, progress: Any = None) -> Any:
+    """Go on with an interrupted training and return what its run file holds; a complete one is returned as it is.
+
+    Contestants that failed are tried again, each from the epoch after its last checkpoint. Raises as :func:`train`
+    does, and ``ValueError`` if the run is no training, or was begun on other data or with another shim.
+    """
+    from shim.measure import machine, runfile
+    from shim.measure.rounds import Silent
+
+    path, progress = Path(path), progress or Silent()
+    found = runfile.read(path)
+    config = found.header["config"]
+    if "model" not in config:
+        raise ValueError(f"{path} is no training; to go on with a comparison, run: shim bench --resume {path}")
+    if found.complete and not found.failures:
+        return found
+    here, there = machine.environment(), found.header.get("environment", {})
+    for name in ("cpu", "shim"):
+        if here[name] != there.get(name):
+            raise ValueError(f"{path} was begun with {name} {there.get(name)!r}, here it is {here[name]!r}; start anew")
+    begun, now = config["data"], _data(models.load(config["model"]), progress)
+    if now["source"] != begun["source"]:
+        raise ValueError(f"{path} was begun on {begun['source']} data, here they are {now['source']}: {now['origin']}")
+    done = {(contestant["target"], contestant["mode"]): 0 for contestant in config["targets"]}
+    for epoch in found.epochs:
+        done[epoch["target"], epoch["mode"]] = max(done[epoch["target"], epoch["mode"]], epoch["epoch"])
+    with runfile.Writer(path) as writer:
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        writer.write({"record": "resume", "started": started, "environment": here})
+        _train_all(config, writer.write, progress, path, done)
+    return runfile.read(path)
+
+
+def _data(model: models.Model, progress: Any) -> Record:
+    """Fetch a model's data and say what they are; a damaged file is an error here, once, not one of every worker."""
+    data.fetch(model.data, progress)
+    dataset = data.load(model.data, **model.data_options)
+    options = dict(model.data_options)
+    return {"name": model.data, "options": options, "source": dataset.source, "origin": dataset.origin}
 
 
 def _header(config: Record) -> Record:
@@ -118,8 +157,10 @@ def _contestants(targets: Sequence[str], mode: str | None) -> list[dict[str, str
     return list(found.values())
 
 
-def _train_all(config: Record, write: Emit, progress: Any, path: Path) -> None:
-    """Train on one target after the other and write the end record."""
+def _train_all(
+    config: Record, write: Emit, progress: Any, path: Path, done: dict[tuple[str, str], int] | None = None
+) -> None:
+    """Train on one target after the other and write the end record; ``done`` are epochs that the file has already."""
     begun = time.monotonic()
 
     def end(reason: str) -> None:
@@ -128,21 +169,29 @@ def _train_all(config: Record, write: Emit, progress: Any, path: Path) -> None:
     progress.start(len(config["targets"]) * config["epochs"] * TICKS, config["model"])
     try:
         for contestant in config["targets"]:
-            _train_one(config, contestant, write, progress)
+            epochs = done[contestant["target"], contestant["mode"]] if done else None
+            if epochs:
+                progress.advance(f"{contestant['label']}: {epochs} epochs done before", epochs * TICKS)
+            if epochs != config["epochs"]:
+                _train_one(config, contestant, write, progress, path, epochs)
         end("complete")
     except KeyboardInterrupt:
         end("interrupted")
-        raise TrainingInterrupted(f"interrupted; the epochs so far are kept in {path}") from None
+        raise TrainingInterrupted(
+            f"interrupted; the epochs so far are kept in {path}; to go on, run: shim train --resume {path}"
+        ) from None
     finally:
         progress.stop()
 
 
-def _train_one(config: Record, contestant: dict[str, str], write: Emit, progress: Any) -> None:
+def _train_one(
+    config: Record, contestant: dict[str, str], write: Emit, progress: Any, path: Path, done: int | None
+) -> None:
     """Run one worker to its end and write its records; a failure becomes a record as well."""
     from shim import environments
     from shim.measure import process
 
-    target, label, left = contestant["target"], contestant["label"], config["epochs"] * TICKS
+    target, label, left = contestant["target"], contestant["label"], (config["epochs"] - (done or 0)) * TICKS
     common = {"round": 0, "target": target, "mode": contestant["mode"]}
     variables = process.variables(config["threads"], config["device"])
     failure = None
@@ -151,19 +200,33 @@ def _train_one(config: Record, contestant: dict[str, str], write: Emit, progress
     except environments.EnvironmentMissing as error:
         failure = {"stage": "start", "reason": str(error)}
     else:
-        job = config | {"backend": environments.parse(target)[0], "mode": contestant["mode"]}
-        text = f"{label}: loading"
+        job = config | {"backend": environments.parse(target)[0], "mode": contestant["mode"], "done": done}
+        job["checkpoint"] = str(checkpoint.path(path.absolute(), label))
+        last = ""
         for record in _worker(python, environments.variables() | variables, job):
             if record["record"] == "tick":
-                text, left = f"{label}: epoch {record['epoch']} of {config['epochs']}", left - 1
-                progress.advance(text, 1)
+                left -= 1
+                progress.advance(f"{label}: epoch {record['epoch']} of {config['epochs']}{last}", 1)
             elif record["record"] == "failure":
                 failure = record
             else:
                 write(record | common | ({"variables": variables} if record["record"] == "worker" else {}))
+                if record["record"] == "epoch":
+                    last = f", {_figures(record)}"
+                    progress.note(f"{label}: epoch {record['epoch']} of {config['epochs']}{last}")
+                elif record["record"] == "warning":
+                    progress.note(f"{label}: {record['reason']}")
     if failure:
         write({"record": "failure"} | failure | common)
         progress.advance(f"{label}: failed", left)
+
+
+def _figures(epoch: Record) -> str:
+    """Say in a few words what an epoch came to."""
+    figures = [f"loss {epoch['loss']:.4f}"] if epoch.get("loss") is not None else []
+    if epoch.get("test_loss") is not None:
+        figures += [f"test loss {epoch['test_loss']:.4f}", f"accuracy {epoch['test_accuracy']:.4f}"]
+    return ", ".join([*figures, f"{epoch['train_seconds']:.3g} s"])
 
 
 def _worker(python: Path, variables: dict[str, str], job: Record) -> Iterator[Record]:

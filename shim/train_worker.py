@@ -14,12 +14,13 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 
 import shim
-from shim import data, models
+from shim import checkpoint, data, models
 
 TICKS = 10  # progress reports an epoch
 
@@ -30,7 +31,9 @@ Emit = Callable[[Record], None]
 def work(job: Record, emit: Emit) -> None:
     """Train as ``job`` says and ``emit`` a worker record, a build record, ticks, and a record for each epoch.
 
-    The job is the run's configuration with ``backend`` and ``mode``.
+    The job is the run's configuration with ``backend``, ``mode``, ``checkpoint``, the file to write after each epoch,
+    and ``done``, how many epochs the run file has already; training then goes on from the checkpoint. ``done`` is None
+    where training starts.
     """
     start = time.perf_counter()
     backend = shim.load(job["backend"])
@@ -39,29 +42,64 @@ def work(job: Record, emit: Emit) -> None:
     times = {"import_seconds": imported - start, "setup_seconds": time.perf_counter() - imported}
     emit({"record": "worker"} | times | {"describe": backend.describe(), "pid": os.getpid()})
     model = models.load(job["model"])
-    dataset = _first(data.load(model.data), job["limit"])
+    dataset = _first(data.load(model.data, **model.data_options), job["limit"])
     start = time.perf_counter()
     trainer = backend.trainer(model, model.initial(job["seed"]), model.optimizer, job["mode"], seed=job["seed"])
     built = time.perf_counter()
     for size in {part.stop - part.start for part in batches(len(dataset.y_test), model.batch_size)}:
-        _evaluate(backend, trainer, dataset.x_test[:size], dataset.y_test[:size], size)
+        _evaluate(backend, trainer, model, dataset.x_test[:size], dataset.y_test[:size], size)
     times = {"build_seconds": built - start, "first_call_seconds": time.perf_counter() - built}
-    emit({"record": "build", "case": model.name} | times)
+    emit({"record": "build", "case": model.label} | times)
+    file = Path(job["checkpoint"])
+    begun = 0
+    if job["done"] is None:
+        file.unlink(missing_ok=True)  # of a run file that was deleted
+    elif job["done"] or file.exists():
+        begun = _resume(trainer, file, job["done"], emit)
     seen: set[int] = set()
-    for epoch in range(1, job["epochs"] + 1):
-        shuffled = order(len(dataset.y_train), job["seed"], epoch)
+    for epoch in range(begun + 1, job["epochs"] + 1):
         tick = functools.partial(emit, {"record": "tick", "epoch": epoch})
-        trained = _train_epoch(backend, trainer, dataset, shuffled, model.batch_size, seen, tick)
-        start = time.perf_counter()
-        test_loss, right = _evaluate(backend, trainer, dataset.x_test, dataset.y_test, model.batch_size)
-        tested = {
-            "evaluate_seconds": time.perf_counter() - start,
-            "test_loss": test_loss,
-            "test_accuracy": right / len(dataset.y_test),
-            "test_samples": len(dataset.y_test),
-        }
-        common = {"record": "epoch", "model": model.name, "epoch": epoch, "source": dataset.source}
-        emit(common | trained | tested)
+        trained = _train_epoch(backend, trainer, model, dataset, job["seed"], epoch, seen, tick)
+        common = {"record": "epoch", "model": model.label, "epoch": epoch, "source": dataset.source}
+        record = common | trained | _test(backend, trainer, model, dataset)
+        if epoch < job["epochs"]:
+            _save(trainer, file, record, emit)
+        emit(record)
+    file.unlink(missing_ok=True)
+
+
+def _resume(trainer: Any, file: Path, done: int, emit: Emit) -> int:
+    """Put the trainer where the checkpoint is and return its epoch, 0 without one. Emit what the run file lacks."""
+    try:
+        state, record = checkpoint.load(file)
+    except checkpoint.CheckpointError as error:
+        emit({"record": "warning", "reason": f"{error}; training starts from its first epoch again"})
+        return 0
+    trainer.restore(state)
+    if record["epoch"] > done:  # the end came between the checkpoint and the run file
+        emit(record)
+    return int(record["epoch"])
+
+
+def _save(trainer: Any, file: Path, record: Record, emit: Emit) -> None:
+    """Write a checkpoint and its time into ``record``; training goes on without one where there is no room."""
+    start = time.perf_counter()
+    try:
+        checkpoint.save(file, trainer.state(), record)
+    except OSError as error:
+        left = "the one before is kept" if file.exists() else "there is none"
+        emit({"record": "warning", "reason": f"cannot write the checkpoint {file}: {error.strerror}; {left}"})
+    record["checkpoint_seconds"] = time.perf_counter() - start
+
+
+def _test(backend: Any, trainer: Any, model: models.Model, dataset: data.Dataset) -> Record:
+    """Return loss and accuracy on the samples to test on, None where the data set has none."""
+    count, start = len(dataset.y_test), time.perf_counter()
+    if not count:
+        return {"evaluate_seconds": 0.0, "test_loss": None, "test_accuracy": None, "test_samples": 0}
+    loss, right = _evaluate(backend, trainer, model, dataset.x_test, dataset.y_test, model.batch_size)
+    seconds = time.perf_counter() - start
+    return {"evaluate_seconds": seconds, "test_loss": loss, "test_accuracy": right / count, "test_samples": count}
 
 
 def _first(dataset: data.Dataset, limit: int | None) -> data.Dataset:
@@ -83,19 +121,21 @@ def order(count: int, seed: int, epoch: int) -> np.ndarray:
 def _train_epoch(
     backend: Any,
     trainer: Any,
+    model: models.Model,
     dataset: data.Dataset,
-    shuffled: np.ndarray,
-    batch_size: int,
+    seed: int,
+    epoch: int,
     seen: set[int],
     tick: Callable[[], None],
 ) -> Record:
     """Train one epoch; ``seen`` are the batch sizes that the trainer has met before.
 
-    ``train_seconds`` is all of the training; ``first_call_seconds`` the part of it that steps with a new batch size
-    took, where a backend compiles.
+    ``train_seconds`` is all of the training, with what is done to batches on the host; ``first_call_seconds`` the part
+    of it that steps with a new batch size took, where a backend compiles.
     """
     x, labels = dataset.x_train, dataset.y_train
-    parts = list(batches(len(labels), batch_size))
+    parts = list(batches(len(labels), model.batch_size))
+    shuffled, drawn = order(len(labels), seed, epoch), np.random.default_rng([seed, epoch, 1])
     losses: list[Any] = []
     first_call_seconds, ticks = 0.0, 0
     start = time.perf_counter()
@@ -106,7 +146,8 @@ def _train_epoch(
             seen.add(len(chosen))
             backend.synchronize(losses)
             began = time.perf_counter()
-        losses.append(trainer.step(backend.to_device(x[chosen]), backend.to_device(labels[chosen])))
+        batch = x[chosen] if model.augment is None else model.augment(x[chosen], drawn)
+        losses.append(trainer.step(backend.to_device(model.prepare(batch)), backend.to_device(labels[chosen])))
         if is_new:
             backend.synchronize(losses[-1])
             first_call_seconds += time.perf_counter() - began
@@ -133,10 +174,14 @@ def _mean(losses: list[float], parts: list[slice]) -> float:
     return float(np.average(losses, weights=sizes))
 
 
-def _evaluate(backend: Any, trainer: Any, x: np.ndarray, labels: np.ndarray, size: int) -> tuple[float, int]:
+def _evaluate(
+    backend: Any, trainer: Any, model: models.Model, x: np.ndarray, labels: np.ndarray, size: int
+) -> tuple[float, int]:
     """Return the mean loss over all samples and how many predictions are right."""
     parts = list(batches(len(labels), size))
-    results = [trainer.evaluate(backend.to_device(x[part]), backend.to_device(labels[part])) for part in parts]
+    results = [
+        trainer.evaluate(backend.to_device(model.prepare(x[part])), backend.to_device(labels[part])) for part in parts
+    ]
     backend.synchronize(results)
     losses = [float(backend.to_numpy(loss)) for loss, _ in results]
     right = sum(int(backend.to_numpy(number)) for _, number in results)

@@ -102,11 +102,11 @@ def test_a_row_shows_its_newest_commit_only(monkeypatch):
     assert (machine.commit, machine.backends, machine.baseline) == (
         "b" * 40,
         ["tensorflow", "torch", "numpy"],
-        "tensorflow",
+        "torch",
     )
     second, first = sorted(machine.groups[0].rows, key=lambda row: row.commit)
     assert {name: point.value for name, point in first.points.items()} == {"tensorflow": 1.5, "torch": 3.0}
-    assert first.ratios["torch"].value == 2.0
+    assert first.ratios["tensorflow"].value == 0.5
     assert {name: point.value for name, point in second.points.items()} == {
         "tensorflow": 2.0,
         "torch": 4.0,

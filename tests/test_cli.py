@@ -15,7 +15,7 @@ import fake_backends
 import pytest
 from click.testing import CliRunner
 
-from shim import cli, environments
+from shim import cli, data, environments
 from shim.measure import runfile
 
 CASE = "dense/forward/N5-I7-O3-activation=relu/float32"
@@ -109,9 +109,15 @@ def test_version():
         (["bench", "--resume", "nowhere.jsonl"], "Path 'nowhere.jsonl' does not exist"),
         (["check", "theano"], "unknown backend 'theano'"),
         (["check", "--op", "gru"], "unknown op 'gru'; the ops are: dense"),
-        (["train", "resnet"], "unknown model 'resnet'; the models are: imdb_bidirectional_lstm"),
+        (["train", "resnet"], "unknown model 'resnet'; the models are: cifar10_cnn, imdb_bid"),
         (["train", "mnist_mlp", "--backends", "torch"], "there is no environment for 'torch'"),
-        (["train"], "Missing argument 'MODEL'"),
+        (["train"], "name a model: cifar10_cnn, imdb_bidirectional_lstm"),
+        (["train", "imdb_fasttext-ngrams=3"], "imdb_fasttext: ngrams=3 is not one of 2, 1"),
+        (["train", "--resume", "nowhere.jsonl"], "Path 'nowhere.jsonl' does not exist"),
+        (["train", "mnist_mlp", "--resume", __file__], "--resume takes everything else from the run file"),
+        (["bench", "--case", "mnist_mlp/train_step/N5-I7/float32"], "a training step has the axis N; got N, I"),
+        (["bench", "--case", "resnet/train_step/N5/float32"], "unknown model 'resnet'; the models are: cifar10_cnn"),
+        (["data", "cifar"], "unknown data set 'cifar'; the data sets are: mnist, imdb, cifar10, nietzsche"),
         (["report", "nowhere.jsonl"], "File 'nowhere.jsonl' does not exist"),
         (["env", "theano"], "unknown backend 'theano'"),
         (["frobnicate"], "No such command 'frobnicate'"),
@@ -299,3 +305,35 @@ def test_train_prints_its_epochs(monkeypatch, tmp_path):
     again = shim(*arguments)
     assert again.exit_code == 1
     assert "exists already; choose another file" in again.output
+
+
+# ---------------------------------------------------------------------------------------------------------- data
+
+
+def test_data_sets_are_listed():
+    rows = json.loads(shim("data", "--json").output)
+    assert [row["name"] for row in rows] == list(data.names())
+    assert {row["source"] for row in rows} == {"embedded"}
+    assert all(len(row["sha256"]) == 64 and Path(row["path"]).stat().st_size == row["bytes"] for row in rows)
+    text = shim("data", "imdb").output
+    assert "embedded" in text
+    assert "mnist" not in text
+
+
+def test_data_that_cannot_be_fetched_are_a_status_and_the_list_is_printed_all_the_same():
+    result = shim("data", "--fetch", "mnist", "--json")
+    assert result.exit_code == 1
+    assert "embedded data take the place of mnist.npz (SHIM_OFFLINE is set)" in result.stderr
+    assert [row["name"] for row in json.loads(result.stdout)] == ["mnist"]
+
+
+def test_an_interrupted_training_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(environments, "python", lambda target: Path(sys.executable))
+    path = tmp_path / "run.jsonl"
+    arguments = ["train", "mnist_mlp", "--backends", "numpy", "--limit", "50", "--epochs", "2", "--output", str(path)]
+    assert shim(*arguments).exit_code == 0
+    kept = [line for line in path.read_text().splitlines(keepends=True) if '"record": "end"' not in line]
+    path.write_text("".join(line for line in kept if '"epoch": 2' not in line))
+    result = shim("train", "--resume", str(path), "--json")
+    assert result.exit_code == 0
+    assert [epoch["epoch"] for epoch in json.loads(result.stdout)["training"][0]["epochs"]] == [1, 2]

@@ -1,6 +1,8 @@
 """The models' descriptions: layers, weights, batches, and the optimizers' formulas."""
 
 import dataclasses
+import functools
+import importlib
 import math
 from types import SimpleNamespace
 
@@ -10,8 +12,26 @@ import pytest
 from shim import cases, contract, models
 from shim.models import initializers, optimizers
 
-NAMES = ("imdb_bidirectional_lstm", "mnist_mlp")
-PARAMETERS = {"imdb_bidirectional_lstm": 2_658_945, "mnist_mlp": 669_706}
+#: model -> parameters, forward FLOPs a sample, then optimizer, learning rate, decay, data set, batch size, epochs
+FACTS = {
+    "cifar10_cnn": (1_250_858, 41_482_240, ("rmsprop", 1e-4, 1e-6, "cifar10", 32, 20)),
+    "imdb_bidirectional_lstm": (2_658_945, 19_661_056, ("adam", 0.001, 0.0, "imdb", 32, 4)),
+    "imdb_fasttext": (60_271_001, 20_100, ("adam", 0.001, 0.0, "imdb", 32, 5)),
+    "lstm_text_generation": (102_585, 7_592_192, ("rmsprop", 0.01, 0.0, "nietzsche", 128, 10)),
+    "mnist_cnn": (1_199_882, 23_984_896, ("adadelta", 1.0, 0.0, "mnist", 128, 12)),
+    "mnist_mlp": (669_706, 1_337_344, ("rmsprop", 0.001, 0.0, "mnist", 128, 20)),
+    "text_generator": (456_894, 17_967_872, ("adam", 0.001, 1e-4, "nietzsche", 128, 10)),
+}
+NAMES = tuple(FACTS)
+#: What has the layers of each model but is small enough for tests with weights.
+SMALL = tuple("imdb_fasttext-ngrams=1" if name == "imdb_fasttext" else name for name in NAMES)
+CLASSES = {"imdb_bidirectional_lstm": 2, "imdb_fasttext": 2, "lstm_text_generation": 57, "text_generator": 57}
+DROPOUT = {
+    "cifar10_cnn": [0.25, 0.25, 0.5],
+    "imdb_bidirectional_lstm": [0.5],
+    "mnist_cnn": [0.25, 0.5],
+    "mnist_mlp": [0.2, 0.2],
+}
 OPTIMIZERS = (optimizers.sgd(), optimizers.rmsprop(), optimizers.adam(), optimizers.adadelta())
 
 
@@ -19,46 +39,112 @@ def test_the_models_are_listed():
     assert models.names() == NAMES
 
 
+def _layers(model, direction="forward_backward"):
+    return [c for c in models.record(model, direction) if c.op in contract.MEASURED]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_apply_calls_the_layers_of_the_article(name):
-    calls = models.record(models.load(name))
-    layers = [(c.op, dict(c.dims), dict(c.options)) for c in calls if c.op in contract.MEASURED]
-    assert layers == list(cases.ARTICLE[name])
-    assert calls[-1].op == models.load(name).loss
+    variants = [models.load(name), *([models.load(name, ngrams=1)] if name == "imdb_fasttext" else [])]
+    layers = [(c.op, dict(c.dims), dict(c.options)) for model in variants for c in _layers(model)]
+    unique = [layer for k, layer in enumerate(layers) if layer not in layers[:k]]
+    assert sorted(unique, key=str) == sorted(cases.ARTICLE[name], key=str)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_losses_come_last_and_each_head_has_one(name):
+    loss = models.load(name).loss
+    heads = [loss] if isinstance(loss, str) else [kind for kind, _ in loss]
+    assert [c.op for c in models.record(models.load(name))][-len(heads) :] == heads
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_recorded_work_is_that_of_the_article(name):
-    flops_per_sample = {"imdb_bidirectional_lstm": 19_661_056, "mnist_mlp": 1_337_344}[name]
     model = models.load(name)
-    layers = [c for c in models.record(model, "forward") if c.op in contract.MEASURED]
-    assert sum(c.work().flops for c in layers) == flops_per_sample * model.batch_size
+    layers = [c for c in _layers(model, "forward") if c.op != "max_pool2d"]  # only products and sums are counted there
+    assert sum(c.work().flops for c in layers) == FACTS[name][1] * model.batch_size
 
 
-def test_dropout_is_recorded_with_its_rate_and_can_be_switched_off():
+@pytest.mark.parametrize("name", NAMES)
+def test_dropout_is_recorded_with_its_rate_and_can_be_switched_off(name):
     def rates(model):
         return [dict(c.options)["rate"] for c in models.record(model) if c.op == "dropout"]
 
-    assert rates(models.load("mnist_mlp")) == [0.2, 0.2]
-    assert rates(models.load("imdb_bidirectional_lstm")) == [0.5]
-    assert rates(models.load("mnist_mlp", dropout=False)) == []
+    assert rates(models.load(name)) == DROPOUT.get(name, [])
+    assert rates(models.load(name, dropout=False)) == []
+
+
+def test_batch_norm_is_recorded_as_it_runs():
+    def options(direction):
+        calls = models.record(models.load("text_generator"), direction)
+        return [dict(c.options) for c in calls if c.op == "batch_norm"]
+
+    assert options("forward_backward") == [{"training": True}] * 2
+    assert options("forward") == [{}] * 2
 
 
 def test_record_follows_the_size_of_the_batch():
     assert {dict(c.dims)["N"] for c in models.record(models.load("mnist_mlp"), size=5)} == {5}
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_training_settings_are_those_of_the_article(name):
+    m = models.load(name)
+    o = m.optimizer
+    assert (o.name, o.learning_rate, o.decay, m.data, m.batch_size, m.epochs) == FACTS[name][2]
+    assert m.dropout is True
+
+
+def test_the_second_head_counts_a_fifth():
+    assert models.load("text_generator").loss == (("softmax_cross_entropy", 1.0), ("softmax_cross_entropy", 0.2))
+
+
 @pytest.mark.parametrize(
-    ("name", "facts"),
+    ("name", "option", "value"), [("imdb_fasttext", "ngrams", 1), ("lstm_text_generation", "inputs", "ids")]
+)
+def test_variants_are_written_as_in_case_ids(name, option, value):
+    model = models.load(f"{name}-{option}={value}")
+    assert model.label == f"{name}-{option}={value}"
+    assert models.load(name, **{option: value}).label == model.label
+    assert models.load(name).label == name
+    default = importlib.import_module(f"shim.models.{name}").OPTIONS[option][0]
+    assert models.load(f"{name}-{option}={default}").label == name
+    case = cases.parse(f"{name}/train_step/N5-{option}={value}/float32")
+    assert case.id == f"{name}/train_step/N5-{option}={value}/float32"
+    (step,) = cases.case_set("models", [model.label])
+    assert cases.parse(step.id) == step == dataclasses.replace(case, dims=(("N", model.batch_size),))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
     [
-        ("imdb_bidirectional_lstm", ("adam", 0.001, "imdb", 32, 4)),
-        ("mnist_mlp", ("rmsprop", 0.001, "mnist", 128, 20)),
+        ("imdb_fasttext-ngrams=3", "imdb_fasttext: ngrams=3 is not one of 2, 1"),
+        ("imdb_fasttext-grams=1", "imdb_fasttext has no 'grams'; it has: ngrams, name, "),
+        ("mnist_mlp-", "mnist_mlp has no ''; it has: name, "),
     ],
 )
-def test_training_settings_are_those_of_the_article(name, facts):
-    m = models.load(name)
-    assert (m.optimizer.name, m.optimizer.learning_rate, m.data, m.batch_size, m.epochs) == facts
-    assert m.dropout is True
+def test_unknown_variants_are_answered_with_the_choices(name, message):
+    with pytest.raises(ValueError, match=message):
+        models.load(name)
+
+
+def test_ids_and_one_hot_vectors_are_the_same_model():
+    onehot, ids = models.load("lstm_text_generation"), models.load("lstm_text_generation-inputs=ids")
+    x, _ = ids.batch(0, "float64", 3)
+    ops = _contract_ops()
+    logits = ids.apply(ops, ids.initial(0, "float64"), x)
+    np.testing.assert_array_equal(logits, onehot.apply(ops, onehot.initial(0, "float64"), onehot.prepare(x)))
+    assert onehot.prepare(x).shape == onehot.batch(0, size=3)[0].shape
+    assert models.trained(ids, ids.initial()) == models.trained(onehot, onehot.initial())
+
+
+def test_layers_without_bias_and_moving_moments_are_not_trained():
+    model = models.load("text_generator")
+    params = model.initial()
+    others = set(params) - set(models.trained(model, params))
+    kinds = ("b", "mean", "variance")
+    assert others == {f"hidden_{k}_{kind}" for k in (1, 2) for kind in kinds}
+    assert all((params[name] == (1 if name.endswith("variance") else 0)).all() for name in others)
 
 
 def test_load_changes_fields_and_leaves_the_model_as_it_was():
@@ -67,17 +153,23 @@ def test_load_changes_fields_and_leaves_the_model_as_it_was():
 
 
 def test_unknown_names_are_answered_with_the_choices():
-    with pytest.raises(ValueError, match="unknown model 'mnist'; the models are: imdb_bidirectional_lstm, mnist_mlp"):
+    with pytest.raises(ValueError, match="unknown model 'mnist'; the models are: cifar10_cnn, imdb_bidirectional_lstm"):
         models.load("mnist")
-    with pytest.raises(ValueError, match=r"a model has no 'epoch'; it has: name, .*epochs"):
+    with pytest.raises(ValueError, match=r"mnist_mlp has no 'epoch'; it has: name, .*epochs"):
         models.load("mnist_mlp", epoch=3)
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_models_have_as_many_parameters_as_in_the_article(name):
+    model = models.load(name)
+    params = model.initial()
+    assert sum(params[k].size for k in models.trained(model, params)) == FACTS[name][0]
+
+
+@pytest.mark.parametrize("name", SMALL)
 def test_initial_weights_come_from_the_seed_alone(name):
     model = models.load(name)
     first, again, other = model.initial(3), model.initial(3), model.initial(4)
-    assert sum(v.size for v in first.values()) == PARAMETERS[name]
     assert all(v.dtype == np.float32 for v in first.values())
     assert all(np.array_equal(first[k], again[k]) for k in first)
     assert any(not np.array_equal(first[k], other[k]) for k in first)
@@ -120,16 +212,45 @@ def test_batches_look_like_the_data(dtype):
     assert models.load("mnist_mlp").batch(0)[0].shape == (128, 784)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_untrained_models_know_nothing_about_the_labels(name):
+def test_kernels_are_drawn_within_glorot_s_limit():
+    kernel, bias = initializers.conv2d(np.random.default_rng(0), 3, 2, 5, 7)
+    limit = math.sqrt(6 / (3 * 2 * 5 + 3 * 2 * 7))
+    assert kernel.shape == (3, 2, 5, 7)
+    assert 0.9 * limit < np.abs(kernel).max() <= limit
+    assert np.array_equal(bias, np.zeros(7))
+
+
+def _contract_ops(training=False):
     ops = SimpleNamespace(**{op: entry.reference for op, entry in contract.OPS.items()})
     ops.dropout = lambda x, *, rate: x
+    ops.batch_norm = functools.partial(contract.OPS["batch_norm"].reference, training=training)
+    return ops
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_untrained_models_know_nothing_about_the_labels(name):
     model = models.load(name)
     x, labels = model.batch(0, "float64", size=5)
-    logits = model.apply(ops, model.initial(0, "float64"), x)
-    chance = {"mnist_mlp": math.log(10), "imdb_bidirectional_lstm": math.log(2)}[name]
-    assert logits.shape == {"mnist_mlp": (5, 10), "imdb_bidirectional_lstm": (5,)}[name]
-    assert getattr(ops, model.loss)(logits, labels) == pytest.approx(chance, rel=0.4)
+    logits, losses = models.losses(model, _contract_ops(), model.initial(0, "float64"), x, labels)
+    classes = CLASSES.get(model.name, 10)
+    assert logits.shape == ((5,) if classes == 2 else (5, classes))
+    for loss, weight in losses:
+        assert 0 < weight <= 1
+        assert loss == pytest.approx(math.log(classes), rel=0.4)
+
+
+def test_the_weighted_sum_of_losses():
+    assert models.weighted([(3.0, 1.0)]) == 3.0
+    assert models.weighted([(3.0, 1.0), (5.0, 0.2)]) == 4.0
+
+
+def test_models_prepare_what_their_data_hold():
+    images = models.load("mnist_cnn").prepare(np.arange(2 * 784.0).reshape(2, 784))
+    assert images.shape == (2, 28, 28, 1)
+    assert images[1, 2, 3, 0] == 784 + 2 * 28 + 3
+    one_hot = models.load("lstm_text_generation").prepare(np.array([[3, 0]], np.int32))
+    assert one_hot.shape == (1, 2, 57)
+    assert np.argwhere(one_hot).tolist() == [[0, 0, 3], [0, 1, 0]]
 
 
 def _steps_in_plain_python(optimizer, p, gradients):

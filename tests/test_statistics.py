@@ -205,7 +205,7 @@ def example():
 
 
 def test_rows_compare_with_the_baseline():
-    rows = {(row.case, row.contestant): row for row in statistics.rows(example())}
+    rows = {(row.case, row.contestant): row for row in statistics.rows(example(), "tensorflow")}
     assert list(rows) == [("x", "numpy"), ("x", "tensorflow"), ("x", "tensorflow:xla"), ("y", "numpy")]
     row = rows["x", "numpy"]
     assert (row.target, row.mode, row.implementation, row.rounds) == ("numpy", "eager", "library", 3)
@@ -232,5 +232,7 @@ def test_another_baseline_can_be_chosen():
 def test_labels_need_no_label_in_the_file():
     targets = [{key: entry[key] for key in ("target", "mode")} for entry in TARGETS]
     assert list(statistics.labels(run_of([], targets)).values()) == ["numpy", "tensorflow", "tensorflow:xla", "torch"]
-    assert statistics.choose_baseline(["jax", "torch"]) == "jax"
+    assert statistics.choose_baseline(["jax", "tensorflow", "torch"]) == "torch"
+    assert statistics.choose_baseline(["jax", "tensorflow"]) == "tensorflow"
+    assert statistics.choose_baseline(["jax", "numpy"]) == "jax"
     assert statistics.choose_baseline([]) is None

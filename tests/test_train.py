@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -14,9 +15,9 @@ import numpy as np
 import pytest
 
 import shim
-from shim import data, environments, models, train_worker
+from shim import checkpoint, data, environments, models, train_worker
 from shim.measure import runfile
-from shim.train import TrainingInterrupted, train
+from shim.train import TrainingInterrupted, resume, train
 
 LIMIT = 300  # three batches of mnist_mlp, the last of 44
 
@@ -38,7 +39,7 @@ class _Counting:
     """Progress that is counted."""
 
     def __init__(self):
-        self.total, self.done, self.texts, self.stopped = 0, 0, [], 0
+        self.total, self.done, self.texts, self.notes, self.stopped = 0, 0, [], [], 0
 
     def start(self, total, description=""):
         self.total = total
@@ -46,6 +47,9 @@ class _Counting:
     def advance(self, text=None, steps=1):
         self.done += steps
         self.texts.append(text)
+
+    def note(self, text):
+        self.notes.append(text)
 
     def stop(self):
         self.stopped += 1
@@ -68,6 +72,12 @@ class _Trainer:
 
     def params(self):
         return self.initial
+
+    def state(self):
+        return {"steps": np.array(len(self.batches))}
+
+    def restore(self, state):
+        self.restored = int(state["steps"])
 
 
 class _Backend:
@@ -96,9 +106,15 @@ class _Backend:
         return self.made
 
 
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """Let checkpoints of workers that run here be written into a folder of the test."""
+    monkeypatch.chdir(tmp_path)
+
+
 def _work(monkeypatch, **changes):
     job = {"backend": "numpy", "mode": "plain", "model": "mnist_mlp", "epochs": 2, "seed": 3, "limit": LIMIT}
-    job |= {"device": "cpu", "precision": "float32", "threads": 1} | changes
+    job |= {"device": "cpu", "precision": "float32", "threads": 1, "checkpoint": "a.npz", "done": None} | changes
     backend, records = _Backend(), []
     monkeypatch.setattr(shim, "load", lambda name: backend)
     train_worker.work(job, records.append)
@@ -153,6 +169,38 @@ def test_evaluation_meets_each_batch_size_before_the_clock(monkeypatch):
     assert backend.made.evaluated[2:] == [128, 128, 44] * 2
 
 
+def test_without_test_samples_nothing_is_evaluated(monkeypatch):
+    backend, records = _work(monkeypatch, model="lstm_text_generation")
+    assert backend.made.evaluated == []
+    assert [r[k] for r in records[-1:] for k in ("test_loss", "test_accuracy", "test_samples")] == [None, None, 0]
+    x, labels = backend.made.batches[0]
+    assert (x.shape, x.dtype, labels.shape) == ((128, 40, 57), np.float32, (128,))
+
+
+def test_training_images_are_augmented_from_seed_and_epoch_and_test_images_are_not(monkeypatch):
+    class Images(_Backend):
+        def to_device(self, value):
+            sent.append(value)
+            return value.copy()
+
+    sent, dataset = [], data.load("cifar10")
+    monkeypatch.setattr(data, "load", lambda *args, **options: dataset)
+    first, again = [], []
+    for kept in (first, again):
+        backend = Images()
+        monkeypatch.setattr(shim, "load", lambda name, backend=backend: backend)
+        job = {"backend": "numpy", "mode": "plain", "model": "cifar10_cnn", "epochs": 2, "seed": 3, "limit": 50}
+        settings = {"device": "cpu", "precision": "float32", "threads": 1, "checkpoint": "a.npz", "done": None}
+        train_worker.work(job | settings, lambda record: None)
+        kept += sent
+        sent.clear()
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    batches = [x for x in first if x.ndim == 4]
+    assert any(np.array_equal(x, dataset.x_test[:32]) for x in batches)
+    chosen = np.random.default_rng([3, 1]).permutation(50)[:32]
+    assert not any(np.array_equal(x, dataset.x_train[chosen]) for x in batches)
+
+
 @pytest.mark.parametrize(("count", "sizes"), [(1, [1]), (127, [127]), (128, [128]), (129, [128, 1])])
 def test_the_last_batch_is_what_is_left(count, sizes):
     parts = list(train_worker.batches(count, 128))
@@ -186,7 +234,10 @@ def test_numpy_learns_and_says_so_in_the_run_file(here, tmp_path):
     assert run.workers[0]["variables"]["OMP_NUM_THREADS"] == str(run.header["config"]["threads"])
     assert run.builds[0]["target"] == "numpy"
     assert progress.done == progress.total == 20
-    assert progress.texts[-1] == "numpy: epoch 2 of 2"
+    figures = r"loss \d\.\d{4}, test loss \d\.\d{4}, accuracy \d\.\d{4}, [\d.e-]+ s"
+    assert re.fullmatch(f"numpy: epoch 2 of 2, {figures}", progress.texts[-1])
+    assert re.fullmatch(f"numpy: epoch 1 of 2, {figures}", progress.notes[0])
+    assert len(progress.notes) == 2
     assert progress.stopped == 1
 
 
@@ -261,7 +312,9 @@ def test_ctrl_c_keeps_the_epochs_and_leaves_no_worker(tmp_path, monkeypatch):
             threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
 
     path, progress = tmp_path / "run", Impatient()
-    with pytest.raises(TrainingInterrupted, match=f"interrupted; the epochs so far are kept in {path}"):
+    with pytest.raises(
+        TrainingInterrupted, match=f"the epochs so far are kept in {path}; to go on, run: shim train --resume"
+    ):
         train("mnist_mlp", ["numpy", "null"], path=path, progress=progress)
     run = runfile.read(path)
     assert len(run.epochs) == 1
@@ -292,6 +345,7 @@ def test_a_full_disk_ends_the_run_and_the_worker(tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         ({"model_name": "mnist"}, "unknown model 'mnist'; the models are: "),
+        ({"model_name": "imdb_fasttext-ngrams=3"}, "imdb_fasttext: ngrams=3 is not one of 2, 1"),
         ({"targets": ["nunpy"]}, "unknown backend 'nunpy'; the backends are: "),
         ({"targets": []}, "there is nothing to train on"),
         ({"targets": ["numpy:warp"]}, "numpy has no mode 'warp'; it has: eager"),
@@ -311,7 +365,7 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path, arguments, me
 def test_a_run_file_is_never_overwritten(tmp_path):
     path = tmp_path / "run"
     path.write_text("something")
-    with pytest.raises(ValueError, match="run exists already; choose another file"):
+    with pytest.raises(ValueError, match="run exists already; choose another file, or go on with: shim train --resume"):
         train("mnist_mlp", ["numpy"], path=path)
     assert path.read_text() == "something"
 
@@ -329,3 +383,155 @@ def test_modes_of_one_target_are_contestants_of_their_own(tmp_path, monkeypatch)
     run = train("mnist_mlp", ["tensorflow", "tensorflow:xla"], path=tmp_path / "run")
     assert [t["label"] for t in run.header["config"]["targets"]] == ["tensorflow", "tensorflow:xla"]
     assert [w["mode_asked"] for w in run.workers] == ["graph", "xla"]
+
+
+# ------------------------------------------------------------------------------------------------- checkpoints
+
+
+def _losses(run):
+    return [(e["target"], e["epoch"], e["loss"], e["test_loss"]) for e in run.epochs]
+
+
+def _train(path, **changes):
+    settings = {"epochs": 3, "limit": LIMIT, "threads": 1, "path": path} | changes
+    return train("mnist_mlp", ["numpy"], **settings)
+
+
+@pytest.fixture
+def dying(monkeypatch, tmp_path):
+    """Return a function that lets workers be killed at the k-th tick of all they emit."""
+
+    def arm(ticks):
+        script = tmp_path / "dying"
+        script.write_text(
+            f"#!{sys.executable}\nimport os, signal, sys\nfrom shim import train_worker\nleft = {ticks}\n"
+            "emit_line = train_worker.json.dumps\n"
+            "def dumps(record, **options):\n"
+            "    global left\n"
+            "    left -= record.get('record') == 'tick'\n"
+            "    if left == 0: os.kill(os.getpid(), signal.SIGKILL)\n"
+            "    return emit_line(record, **options)\n"
+            "train_worker.json.dumps = dumps\n"
+            "sys.exit(train_worker.main())\n"
+        )
+        script.chmod(script.stat().st_mode | stat.S_IXUSR)
+        monkeypatch.setattr(environments, "python", lambda target: script)
+
+    return arm
+
+
+@pytest.mark.parametrize("ticks", [5, 15, 25])
+def test_after_a_kill_in_an_epoch_training_goes_on_with_the_same_losses(monkeypatch, tmp_path, dying, ticks):
+    dying(ticks)
+    run = _train(tmp_path / "killed.jsonl")
+    assert [f["reason"] for f in run.failures] == ["was killed by SIGKILL (out of memory?)"]
+    assert len(run.epochs) == ticks // 10
+    monkeypatch.setattr(environments, "python", lambda target: Path(sys.executable))
+    progress = _Counting()
+    run = resume(tmp_path / "killed.jsonl", progress)
+    assert run.complete
+    assert run.failures == []
+    assert progress.done == progress.total
+    assert _losses(run) == _losses(_train(tmp_path / "whole.jsonl"))
+    assert {path.name for path in tmp_path.glob("*.npz")} == set()  # checkpoints are gone when all is done
+
+
+def test_an_epoch_that_only_the_checkpoint_knows_reaches_the_run_file(monkeypatch, tmp_path, dying):
+    dying(25)
+    path = tmp_path / "run.jsonl"
+    whole = _losses(_train(path))
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if not (b'"record": "epoch"' in line and b'"epoch": 2' in line)]
+    assert len(kept) == len(lines) - 1
+    path.write_bytes(b"".join(kept))
+    monkeypatch.setattr(environments, "python", lambda target: Path(sys.executable))
+    run = resume(path)
+    assert _losses(run)[:2] == whole
+    assert [e["epoch"] for e in run.epochs] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("damage", [lambda f: f.unlink(), lambda f: f.write_bytes(f.read_bytes()[:-99])])
+def test_without_its_checkpoint_a_training_starts_again_and_says_so(monkeypatch, tmp_path, dying, damage):
+    dying(25)
+    run = _train(tmp_path / "run.jsonl")
+    before = _losses(run)
+    damage(tmp_path / "run.numpy.checkpoint.npz")
+    monkeypatch.setattr(environments, "python", lambda target: Path(sys.executable))
+    progress = _Counting()
+    run = resume(tmp_path / "run.jsonl", progress)
+    assert _losses(run)[:2] == before
+    assert [e["epoch"] for e in run.epochs] == [1, 2, 3]
+    assert "training starts from its first epoch again" in progress.notes[0]
+
+
+def test_a_full_disk_at_a_checkpoint_leaves_the_one_before_and_training_goes_on(monkeypatch, tmp_path):
+    written, savez = [], np.savez
+
+    def fills_up(file, **arrays):
+        if written:
+            file.write(b"half of it")
+            raise OSError(28, "No space left on device")
+        written.append(savez(file, **arrays))
+
+    monkeypatch.setattr(np, "savez", fills_up)
+    seen = []
+    backend, records = _Backend(), []
+
+    def emit(record):
+        records.append(record)
+        seen.append(sorted(path.name for path in tmp_path.glob("*a.npz*")))
+
+    monkeypatch.setattr(shim, "load", lambda name: backend)
+    job = {"backend": "numpy", "mode": "plain", "model": "mnist_mlp", "epochs": 3, "seed": 3, "limit": LIMIT}
+    settings = {"device": "cpu", "precision": "float32", "threads": 1, "checkpoint": "a.npz", "done": None}
+    train_worker.work(job | settings, emit)
+    (warning,) = [r["reason"] for r in records if r["record"] == "warning"]
+    assert warning == "cannot write the checkpoint a.npz: No space left on device; the one before is kept"
+    assert [r["epoch"] for r in records if r["record"] == "epoch"] == [1, 2, 3]
+    assert seen[-1] == ["a.npz"]
+    assert list(tmp_path.glob("*.part")) == []
+
+
+def test_checkpoints_hold_no_pickles_and_come_back(tmp_path):
+    state = {"weight/w": np.ones((2, 3), np.float32), "step": np.int64(7)}
+    file = tmp_path / "a.npz"
+    checkpoint.save(file, state, {"record": "epoch", "epoch": 4})
+    arrays, record = checkpoint.load(file)
+    assert record == {"record": "epoch", "epoch": 4}
+    np.testing.assert_array_equal(arrays["weight/w"], state["weight/w"])
+    assert arrays["step"] == 7
+    with pytest.raises(ValueError, match="Object arrays cannot be saved"):
+        checkpoint.save(file, {"w": np.array([None])}, {"epoch": 5})
+    assert checkpoint.load(file)[1]["epoch"] == 4
+    np.savez(file, record=np.array('{"epoch": "four"}'))
+    with pytest.raises(checkpoint.CheckpointError, match=r"cannot read .*a\.npz: it holds no record of an epoch"):
+        checkpoint.load(file)
+
+
+def test_checkpoints_of_modes_have_names_of_their_own(tmp_path):
+    names = [checkpoint.path(tmp_path / "r.jsonl", label).name for label in ("torch", "torch:compile", "torch@2.6")]
+    assert names == ["r.torch.checkpoint.npz", "r.torch-compile.checkpoint.npz", "r.torch-2.6.checkpoint.npz"]
+
+
+def test_a_whole_training_is_not_trained_again(here, tmp_path):
+    run = _train(tmp_path / "run.jsonl", epochs=1, limit=50)
+    size = (tmp_path / "run.jsonl").stat().st_size
+    assert _losses(resume(tmp_path / "run.jsonl")) == _losses(run)
+    assert (tmp_path / "run.jsonl").stat().st_size == size
+
+
+def test_what_cannot_be_resumed_says_why(here, tmp_path, monkeypatch):
+    path = tmp_path / "run.jsonl"
+    _train(path, epochs=1, limit=50)
+    header = path.read_text().splitlines(keepends=True)[0]
+
+    def resumed(change):
+        path.write_text(header.replace(*change))
+        resume(path)
+
+    with pytest.raises(ValueError, match=r"was begun on real data, here they are embedded"):
+        resumed(('"source": "embedded"', '"source": "real"'))
+    with pytest.raises(ValueError, match=r"is no training; to go on with a comparison, run: shim bench --resume"):
+        resumed(('"model": "mnist_mlp"', '"modell": "mnist_mlp"'))
+    with pytest.raises(ValueError, match=r"was begun with cpu"):
+        resumed(('"cpu": "', '"cpu": "another '))

@@ -192,10 +192,13 @@ def dropout(work, x, *, rate=0.0, generator=None):
     return x * factors, lambda dy, first=True: [dy * factors]
 
 
-def batch_norm(work, x, gamma, beta, mean, variance, *, training=False):
+def batch_norm(work, x, gamma, beta, mean, variance, *, training=False, moments=None):
+    """``moments`` is a list that takes the moments of the batch."""
     xp = work.xp
     if training:
         mean, variance = x.mean(axis=0), x.var(axis=0)
+    if moments is not None:
+        moments.append((mean, variance))
     inverse = 1 / xp.sqrt(variance + EPSILON)
     normal = (x - mean) * inverse
     scale = gamma * inverse

@@ -52,9 +52,9 @@ class Tape:
             self._records.append((result, args, pullback))
         return result
 
-    def gradients(self, loss, variables):
-        """Return the gradient of the scalar ``loss`` for each of ``variables``."""
-        gradients = {loss: self.xp.ones((), loss.dtype)}
+    def gradients(self, losses, variables):
+        """Return the gradient of ``losses``, pairs (scalar, weight) that are added up, for each of ``variables``."""
+        gradients = {loss: self.xp.asarray(weight, loss.dtype) for loss, weight in losses}
         for result, args, pullback in reversed(self._records):
             dy = gradients.pop(result, None)
             if dy is None:

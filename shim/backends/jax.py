@@ -18,8 +18,8 @@ from jax import lax
 from jax._src.xla_bridge import backends_are_initialized
 
 from shim import contract
-from shim.models import optimizers
-from shim.protocol import bare_ops, check_choice, op, program
+from shim.backends import _jax_trainer
+from shim.protocol import check_choice, op, program
 
 jax.config.update("jax_enable_x64", True)
 
@@ -155,14 +155,7 @@ def relu(x):
 @op
 def dropout(x, *, rate=0.0):
     """``jax.random.bernoulli`` with a new key at each call."""
-    return _drop(jax.random.fold_in(jax.random.key(0), next(_draws)), x, rate)
-
-
-def _drop(key, x, rate):
-    if not rate:
-        return x
-    kept = jax.random.bernoulli(key, np.float32(1 - rate), x.shape)
-    return jnp.where(kept, x / (1 - rate), 0)
+    return _jax_trainer.drop(jax.random.fold_in(jax.random.key(0), next(_draws)), x, rate)
 
 
 @op
@@ -218,55 +211,10 @@ def forward_backward(op, options, mode):
     return _program(op, tuple(sorted(options.items())), "forward_backward")
 
 
-class _Trainer:
-    def __init__(self, model, params, optimizer, seed):
-        zeros = {name: optimizers.init(optimizer, value) for name, value in params.items()}
-        self._state = jax.tree.map(to_device, (dict(params), zeros, np.int32(0)))
-        key = jax.random.key(seed)
-        inference = bare_ops(_module, dropout=_identity)
-
-        def loss(params, x, labels, count):
-            draws, step_key = itertools.count(), jax.random.fold_in(key, count)
-
-            def drop(x, *, rate=0.0):
-                return _drop(jax.random.fold_in(step_key, next(draws)), x, rate)
-
-            training = functools.partial(batch_norm.bare, training=True)
-            ops = bare_ops(_module, dropout=drop if model.dropout else _identity, batch_norm=training)
-            return getattr(ops, model.loss)(model.apply(ops, params, x), labels)
-
-        def step(state, x, labels):
-            params, slots, count = state
-            value, grads = jax.value_and_grad(loss)(params, x, labels, count)
-            moved = {n: optimizers.update(optimizer, jnp, params[n], grads[n], slots[n], count) for n in params}
-            return ({n: p for n, (p, _) in moved.items()}, {n: s for n, (_, s) in moved.items()}, count + 1), value
-
-        def evaluation(params, x, labels):
-            logits = model.apply(inference, params, x)
-            predicted = logits.argmax(axis=-1) if logits.ndim == 2 else logits > 0
-            return getattr(inference, model.loss)(logits, labels), (predicted == labels).sum(dtype=jnp.int32)
-
-        self._step, self._evaluation = jax.jit(step, donate_argnums=0), jax.jit(evaluation)
-
-    def step(self, x, labels):
-        self._state, loss = self._step(self._state, x, labels)
-        return loss
-
-    def evaluate(self, x, labels):
-        return self._evaluation(self._state[0], x, labels)
-
-    def params(self):
-        return {name: to_numpy(value) for name, value in self._state[0].items()}
-
-
-def _identity(x, *, rate=0.0):
-    return x
-
-
 def trainer(model, params, optimizer, mode, seed=0):
     """One compiled step, gradients and optimizer in it, that overwrites weights and state in place (donation)."""
     check_choice("mode", mode, MODES)
-    return _Trainer(model, params, optimizer, seed)
+    return _jax_trainer.Trainer(_module, model, params, optimizer, seed)
 
 
 #: marks in XLA's compiled text -> the library that a product or convolution is left to

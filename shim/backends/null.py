@@ -67,6 +67,12 @@ class _Trainer:
     def params(self):
         return {name: value.copy() for name, value in self._params.items()}
 
+    def state(self):
+        return self.params()
+
+    def restore(self, state):
+        self._params = {name: np.array(value) for name, value in state.items()}
+
 
 def trainer(model, params, optimizer, mode, seed=0):
     check_choice("mode", mode, MODES)

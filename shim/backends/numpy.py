@@ -13,8 +13,10 @@ import sys
 
 import numpy as np
 
+from shim import models
 from shim.backends import _handwritten
 from shim.backends._handwritten import Workspace
+from shim.backends._state import pack, unpack
 from shim.backends._tape import Tape, Variable
 from shim.backends._updates import update
 from shim.models import optimizers
@@ -167,44 +169,60 @@ class _Trainer:
     def __init__(self, model, params, optimizer, seed):
         self._model, self._optimizer, self._count = model, optimizer, 0
         self._params = {name: np.array(value, order="C") for name, value in params.items()}
-        self._states = {name: optimizers.init(optimizer, value) for name, value in self._params.items()}
+        self._trained = models.trained(model, self._params)
+        self._states = {name: optimizers.init(optimizer, self._params[name]) for name in self._trained}
         self._training, self._evaluation = Tape(np), Tape(np, recording=False)
-        generator = np.random.Generator(np.random.SFC64(seed))
+        self._generator, self._moments = np.random.Generator(np.random.SFC64(seed)), []
 
         def draw(x, *, rate=0.0):
-            return _call("dropout", x, rate=rate, generator=generator) if rate else x
+            return _call("dropout", x, rate=rate, generator=self._generator) if rate else x
 
-        self._training_ops = _ops(draw if model.dropout else _identity, training=True)
+        self._training_ops = _ops(draw if model.dropout else _identity, training=True, moments=self._moments)
         self._evaluation_ops = _ops(_identity, training=False)
 
     def step(self, x, labels):
-        params = self._training.start(self._params)
-        ops = self._training_ops
-        loss = getattr(ops, self._model.loss)(self._model.apply(ops, params, x), labels)
-        gradients = self._training.gradients(loss, params.values())
-        for (name, p), g in zip(self._params.items(), gradients, strict=True):
-            update(self._optimizer, np, self._count, p, g, self._states[name])
+        variables = self._training.start({name: self._params[name] for name in self._trained})
+        self._moments.clear()
+        _, losses = models.losses(self._model, self._training_ops, self._params | variables, x, labels)
+        gradients = self._training.gradients(losses, variables.values())
+        for name, g in zip(self._trained, gradients, strict=True):
+            update(self._optimizer, np, self._count, self._params[name], g, self._states[name])
+        for names, moments in zip(self._model.moments, self._moments, strict=True):
+            for name, moment in zip(names, moments, strict=True):
+                self._params[name] += (1 - models.MOMENTUM) * (moment - self._params[name])
         self._count += 1
-        return loss.value
+        return losses[0][0].value
 
     def evaluate(self, x, labels):
-        params = self._evaluation.start(self._params)
-        ops = self._evaluation_ops
-        logits = self._model.apply(ops, params, x)
-        loss = getattr(ops, self._model.loss)(logits, labels)
-        if self._model.loss == "softmax_cross_entropy":
-            predicted = logits.value.argmax(axis=-1)
-        else:
-            predicted = logits.value > 0
-        return loss.value, np.asarray((predicted == labels).sum())
+        params = self._params | self._evaluation.start({name: self._params[name] for name in self._trained})
+        logits, losses = models.losses(self._model, self._evaluation_ops, params, x, labels)
+        predicted = logits.value.argmax(axis=-1) if logits.value.ndim == 2 else logits.value > 0
+        return losses[0][0].value, np.asarray((predicted == labels).sum())
 
     def params(self):
         return {name: value.copy() for name, value in self._params.items()}
 
+    def state(self):
+        slots = {name: [value.copy() for value in values] for name, values in self._states.items()}
+        words = self._generator.bit_generator.state["state"]["state"]  # dropout draws whole words: nothing is buffered
+        return pack(self.params(), slots, self._count, generator=words.copy())
 
-def _ops(dropout, training):
-    normalise = functools.partial(batch_norm.bare, training=training)
-    return bare_ops(sys.modules[__name__], dropout=dropout, batch_norm=lambda *args, training=None: normalise(*args))
+    def restore(self, state):
+        weights, slots, self._count = unpack(state, self._trained)
+        for name, value in weights.items():
+            self._params[name][...] = value
+        for name, values in slots.items():
+            for kept, value in zip(self._states[name], values, strict=True):
+                kept[...] = value
+        known = self._generator.bit_generator.state
+        self._generator.bit_generator.state = known | {"state": {"state": state["generator"]}}
+
+
+def _ops(dropout, **options):
+    def normalise(*args, training=None):
+        return _call("batch_norm", *args, **options)
+
+    return bare_ops(sys.modules[__name__], dropout=dropout, batch_norm=normalise)
 
 
 def _identity(x, *, rate=0.0):

@@ -21,7 +21,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors only; TensorFlow re
 import numpy as np
 import tensorflow as tf
 
+from shim import models
 from shim.backends import _tensorflow_lstm, _tensorflow_optimizers
+from shim.backends._state import pack, unpack
 from shim.protocol import bare_ops, check_choice, op, program
 
 DEVICES = ("cpu", "cuda")
@@ -227,41 +229,62 @@ class _Trainer:
 
     def __init__(self, model, params, optimizer, mode, seed):
         self._model, self._optimizer, self._mode, self._seed = model, optimizer, mode, seed
-        self._params = {name: tf.Variable(value) for name, value in params.items()}
-        self._slots = [_tensorflow_optimizers.slots(optimizer, value) for value in params.values()]
+        self._trained = models.trained(model, params)
+        self._params = {name: tf.Variable(value, trainable=name in self._trained) for name, value in params.items()}
+        self._slots = {name: _tensorflow_optimizers.slots(optimizer, params[name]) for name in self._trained}
         self._count = tf.Variable(0, dtype=tf.int64)
         self.step = _program(self._step, mode)
         self.evaluate = _program(self._evaluate, mode)
 
     def _step(self, x, labels):
-        places = itertools.count()
+        places, names, moved = itertools.count(), iter(self._model.moments), []
 
         def drop(x, *, rate=0.0):
             seed = tf.stack([self._seed, (next(places) << 32) + self._count])
             return tf.nn.experimental.stateless_dropout(x, rate, seed, rng_alg="philox")
 
-        weights = list(self._params.values())
+        def normalise(x, gamma, beta, mean, variance):
+            moved.extend(zip(next(names), tf.nn.moments(x, axes=[0]), strict=True))
+            return batch_norm.bare(x, gamma, beta, mean, variance, training=True)
+
+        ops = _ops(self._mode, dropout=drop if self._model.dropout else _identity, batch_norm=normalise)
+        weights = [self._params[name] for name in self._trained]
         with tf.GradientTape() as tape:
-            loss, _ = self._loss(x, labels, drop if self._model.dropout else None, training=True)
-        for weight, slots, gradient in zip(weights, self._slots, _gradients(tape, loss, weights), strict=True):
+            _, losses = models.losses(self._model, ops, self._params, x, labels)
+            loss = models.weighted(losses)
+        for name, gradient in zip(self._trained, _gradients(tape, loss, weights), strict=True):
+            weight, slots = self._params[name], self._slots[name]
             _tensorflow_optimizers.update(self._optimizer, weight, slots, gradient, self._count)
+        for name, moment in moved:
+            self._params[name].assign_add((1 - models.MOMENTUM) * (moment - self._params[name]))
         self._count.assign_add(1)
-        return loss
+        return losses[0][0]
 
     def _evaluate(self, x, labels):
-        loss, logits = self._loss(x, labels, None, training=False)
-        one_of_many = self._model.loss == "softmax_cross_entropy"
+        logits, losses = models.losses(self._model, _ops(self._mode, dropout=_identity), self._params, x, labels)
+        one_of_many = len(logits.shape) == 2
         predicted = tf.argmax(logits, axis=-1, output_type=tf.int32) if one_of_many else tf.cast(logits > 0, tf.int32)
-        return loss, tf.reduce_sum(tf.cast(predicted == labels, tf.int32))
-
-    def _loss(self, x, labels, drop, training):
-        norm = functools.partial(batch_norm.bare, training=training)
-        ops = _ops(self._mode, dropout=drop or (lambda x, rate=0.0: x), batch_norm=norm)
-        logits = self._model.apply(ops, self._params, x)
-        return getattr(ops, self._model.loss)(logits, labels), logits
+        return losses[0][0], tf.reduce_sum(tf.cast(predicted == labels, tf.int32))
 
     def params(self):
         return {name: weight.numpy() for name, weight in self._params.items()}
+
+    def state(self):
+        slots = {name: [slot.numpy() for slot in slots] for name, slots in self._slots.items()}
+        return pack(self.params(), slots, self._count.numpy())
+
+    def restore(self, state):
+        weights, slots, count = unpack(state, self._trained)
+        for name, value in weights.items():
+            self._params[name].assign(value)
+        for name, values in slots.items():
+            for slot, value in zip(self._slots[name], values, strict=True):
+                slot.assign(value)
+        self._count.assign(count)
+
+
+def _identity(x, *, rate=0.0):
+    return x
 
 
 def trainer(model, params, optimizer, mode, seed=0):

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 
 from shim import contract, models
-from shim.models import optimizers
-from shim.protocol import bare_ops, check_choice, op, program
+from shim.backends import _torch_trainer
+from shim.protocol import check_choice, op, program
 
 DEVICES = ("cpu", "cuda")
 MODES = ("eager", "compile")
@@ -216,93 +216,22 @@ def forward_backward(op, options, mode):
     return run
 
 
-def _rmsprop(params, squares, lr, rho, epsilon):
-    """Keras' RMSprop has epsilon inside the root; ``torch.optim.RMSprop`` has it outside."""
-    grads = [p.grad for p in params]
-    torch._foreach_mul_(squares, rho)
-    torch._foreach_addcmul_(squares, grads, grads, 1 - rho)
-    roots = torch._foreach_add(squares, epsilon)
-    torch._foreach_sqrt_(roots)
-    torch._foreach_addcdiv_(params, grads, roots, -lr)
-
-
-def _updater(optimizer, params):
-    """Return ``update(step)``, which moves the parameters by their gradients."""
-    lr, rho, epsilon = optimizer.learning_rate, optimizer.rho, optimizer.epsilon
-    if optimizer.name == "rmsprop":
-        squares = [torch.zeros_like(p) for p in params]
-        return torch.no_grad()(lambda step: _rmsprop(params, squares, optimizers.rate(optimizer, step), rho, epsilon))
-    if optimizer.name == "adam":
-        kernel = torch.optim.Adam(params, lr, (optimizer.beta_1, optimizer.beta_2), epsilon, fused=True)
-    elif optimizer.name == "adadelta":
-        kernel = torch.optim.Adadelta(params, lr, rho, epsilon, foreach=True)
-    else:
-        kernel = torch.optim.SGD(params, lr, fused=True)
-    group = kernel.param_groups[0]
-
-    def update(step):
-        group["lr"] = optimizers.rate(optimizer, step)
-        if optimizer.name == "adam":  # torch adds epsilon to the corrected root, Keras to the root as it is
-            group["eps"] = epsilon / (1 - optimizer.beta_2 ** (step + 1)) ** 0.5
-        kernel.step()
-
-    return update
-
-
-class _Trainer:
-    def __init__(self, model, params, optimizer, mode, seed):
-        torch.manual_seed(seed)
-        self._params = {name: to_device(value).requires_grad_() for name, value in params.items()}
-        self._update = _updater(optimizer, list(self._params.values()))
-        self._steps = 0
-        compiled = mode == "compile"
-        outside = {name: torch.compiler.disable(getattr(_module, name).bare) for name in _UNCOMPILED if compiled}
-        moments = functools.partial(batch_norm.bare, training=True)
-        training = bare_ops(_module, batch_norm=moments, **outside, **({} if model.dropout else {"dropout": _identity}))
-        inference = bare_ops(_module, dropout=_identity, **outside)
-
-        def loss(params, x, labels):
-            return getattr(training, model.loss)(model.apply(training, params, x), labels)
-
-        def evaluation(params, x, labels):
-            logits = model.apply(inference, params, x)
-            predicted = logits.argmax(dim=-1) if logits.ndim == 2 else logits > 0
-            return getattr(inference, model.loss)(logits, labels), (predicted == labels).sum()
-
-        self._loss = _compile(loss, fullgraph=False) if compiled else loss
-        self._evaluation = _compile(evaluation, fullgraph=False) if compiled else evaluation
-
-    def step(self, x, labels):
-        loss = self._loss(self._params, x, labels)
-        loss.backward()
-        self._update(self._steps)
-        self._steps += 1
-        for param in self._params.values():
-            param.grad = None
-        return loss.detach()
-
-    @torch.inference_mode()
-    def evaluate(self, x, labels):
-        return self._evaluation(self._params, x, labels)
-
-    def params(self):
-        return {name: to_numpy(value) for name, value in self._params.items()}
-
-
-def _identity(x, *, rate=0.0):
-    return x
-
-
 def trainer(model, params, optimizer, mode, seed=0):
     """Autograd and torch's own optimizer kernels; compiled mode compiles the loss and its gradient."""
     check_choice("mode", mode, MODES)
-    return _Trainer(model, params, optimizer, mode, seed)
+    outside, compiled = {}, None
+    if mode == "compile":
+        outside = {name: torch.compiler.disable(getattr(_module, name).bare) for name in _UNCOMPILED}
+        compiled = functools.partial(_compile, fullgraph=False)
+    return _torch_trainer.Trainer(_module, model, params, optimizer, seed, outside, compiled)
 
 
 def implementation(case, mode=MODES[0]):
     """Name the kernel by the conditions that torch itself goes by."""
     if case.is_model:
-        kernel = {"sgd": "fused", "adam": "fused"}.get(models.load(case.op).optimizer.name, "foreach")
+        kernel = {"sgd": "fused", "adam": "fused"}.get(
+            models.load(case.op, **dict(case.options)).optimizer.name, "foreach"
+        )
         return f"{'eager ops' if mode == 'eager' else 'inductor'}, autograd, {kernel} optimizer"
     kernel = _kernel(case)
     if mode == "eager" or case.op in _UNCOMPILED:

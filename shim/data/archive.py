@@ -1,7 +1,7 @@
-"""Reading .npz archives without trusting them.
+"""Reading .npz archives and pickles without trusting them.
 
-``imdb.npz`` holds object arrays, which NumPy stores as a pickle, and a pickle may call anything. Here one may only
-rebuild an array of plain Python values.
+``imdb.npz`` holds object arrays, which NumPy stores as a pickle, CIFAR-10 is a folder of pickles, and a pickle may
+call anything. Here one may only rebuild arrays and plain Python values.
 """
 
 from __future__ import annotations
@@ -38,6 +38,11 @@ class _ArrayUnpickler(pickle.Unpickler):
         return _ALLOWED[module, name]
 
 
+def unpickle(file: IO[bytes], encoding: str = "ASCII") -> Any:
+    """Return what a pickle holds: plain values and arrays. Raises ``UnpicklingError`` where it asks for more."""
+    return _ArrayUnpickler(file, encoding=encoding).load()
+
+
 def read(path: Path, names: tuple[str, ...], mend: str) -> dict[str, np.ndarray]:
     """Return the arrays called ``names`` of an .npz file.
 
@@ -66,7 +71,7 @@ def _read_member(member: IO[bytes]) -> np.ndarray:
         raise ValueError(f"its array format is version {version[0]}, known are 1 and 2")
     shape, _, dtype = read_header(member)
     if dtype.hasobject:
-        array = _ArrayUnpickler(member).load()
+        array = unpickle(member)
         if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != object:
             raise ValueError("its pickled array does not match its header")
         return array

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
-BASE_URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"
 TIMEOUT_SECONDS = 5  # to connect, and between two pieces
 
 
@@ -34,18 +34,27 @@ class _Percent:
         pass
 
 
-def fetch(file: str, sha256: str, folder: Path, progress: Any = None, url: str = BASE_URL) -> Path:
-    """Download ``file`` into ``folder`` in one try and return its path; raise :class:`DownloadFailed` otherwise."""
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fetch(url: str, known: str, path: Path, progress: Any = None) -> Path:
+    """Download ``url`` to ``path`` in one try and return the path; raise :class:`DownloadFailed` otherwise.
+
+    A file that is there already is kept if its SHA-256 is the ``known`` one and replaced if not.
+    """
     import pooch
 
     pooch.get_logger().setLevel("WARNING")
-    bar = _Percent(progress, f"downloading {file}") if progress is not None else False
+    bar = _Percent(progress, f"downloading {path.name}") if progress is not None else False
     downloader = pooch.HTTPDownloader(progressbar=bar, timeout=TIMEOUT_SECONDS)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        return Path(pooch.retrieve(f"{url}{file}", f"sha256:{sha256}", file, folder, downloader=downloader))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return Path(pooch.retrieve(url, f"sha256:{known}", path.name, path.parent, downloader=downloader))
     except (OSError, ValueError) as error:  # requests' errors are OSErrors, a wrong checksum is a ValueError
-        raise DownloadFailed(f"cannot download {url}{file}: {_brief(error)}") from error
+        raise DownloadFailed(f"cannot download {url}: {_brief(error)}") from error
     finally:
         if progress is not None:
             progress.stop()
@@ -53,6 +62,6 @@ def fetch(file: str, sha256: str, folder: Path, progress: Any = None, url: str =
 
 def _brief(error: Exception) -> str:
     if isinstance(error, ValueError):
-        return "its checksum is not that of Keras' file"
+        return "its checksum is not the known one"
     reason = getattr(error.args[0], "reason", error) if error.args else error
     return str(reason).splitlines()[0] if str(reason) else type(error).__name__

@@ -8,7 +8,8 @@ import numpy as np
 
 from shim.data import archive
 
-FILE = "mnist.npz"
+FILES = ("mnist.npz",)
+URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.npz"
 SHA256 = "731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1"
 EMBEDDED = "mnist_5000.npz"
 STAND_IN = "5,000 + 1,000 digits of MNIST, repeated to 60,000 + 10,000"

@@ -138,12 +138,16 @@ def _add(run: Run, record: Record) -> None:
     kind = record.get("record")
     if kind == "end":
         run.end = record
+    elif kind == "resume" and "model" in run.header["config"]:  # a training: what failed is tried again
+        run.end, run.failures = None, []
     elif kind in _LISTS:  # kinds that later versions add are passed over
         if kind == "round":
             run.end = None
             for name in dict.fromkeys(_LISTS.values()):
                 kept = [old for old in getattr(run, name) if old.get("round") != record["round"]]
                 setattr(run, name, kept)
+        if kind == "epoch":  # one that was trained again after its checkpoint was lost
+            run.epochs = [old for old in run.epochs if any(old[k] != record[k] for k in _NEEDED["epoch"])]
         getattr(run, _LISTS[kind]).append(record)
 
 

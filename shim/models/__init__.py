@@ -3,15 +3,20 @@
 A model is one file in this folder that defines ``MODEL``. Its ``apply`` calls nothing but ``ops.<contract op>`` with
 options by keyword, and indexes at most ``[:, 0]``, so that it runs on every backend. The initial weights are drawn
 once in NumPy: no backend draws its own.
+
+A model that comes in variants also defines ``OPTIONS``, the choices of each option with the default first, and
+``build(**options)``. A variant is written as in case ids: ``imdb_fasttext-ngrams=1``.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
+import operator
 import pkgutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +26,12 @@ from shim import cases, contract
 from shim.models.optimizers import Optimizer
 
 _NOT_MODELS = ("initializers", "optimizers")
+#: What is left of a moving moment of batch_norm after a step, Keras' default; the batch's moment makes up the rest.
+MOMENTUM = 0.99
+
+
+def _unchanged(x: np.ndarray) -> np.ndarray:
+    return x
 
 
 @dataclass(frozen=True)
@@ -30,18 +41,38 @@ class Model:
     ``apply(ops, params, inputs)`` returns the logits, (N, K) for ``softmax_cross_entropy`` and (N) for
     ``sigmoid_cross_entropy``. ``weights(rng)`` draws the initial float64 weights, ``sample(rng, size)`` a made-up
     batch with the shapes and the range of real inputs. With ``dropout`` false, trainers take every rate as 0.
+
+    ``loss`` may also be several pairs (name, weight); ``apply`` then returns as many logits. Their weighted sum is
+    trained; the first head is the model's result, whose loss and predictions are reported.
+
+    Not every weight is trained: ``constants`` names those that never change, ``moments`` the moving mean and variance
+    of each ``batch_norm``, in the order of the calls. In training they follow the batch's moments (:data:`MOMENTUM`).
+
+    ``data`` is a data set with ``data_options`` for its loader. ``prepare(x)`` makes inputs of a batch of it, after
+    ``augment(x, rng)`` in training; both run on the host, on NumPy arrays.
     """
 
     name: str
     apply: Callable[[Any, Mapping[str, Any], Any], Any]
     weights: Callable[[np.random.Generator], dict[str, np.ndarray]]
     sample: Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]]
-    loss: str
+    loss: str | tuple[tuple[str, float], ...]
     optimizer: Optimizer
     data: str
     batch_size: int
     epochs: int
     dropout: bool = True
+    data_options: Mapping[str, Any] = field(default_factory=dict)
+    prepare: Callable[[np.ndarray], np.ndarray] = _unchanged
+    augment: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None
+    constants: tuple[str, ...] = ()
+    moments: tuple[tuple[str, str], ...] = ()
+    options: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def label(self) -> str:
+        """The name with the options that are not the default, as :func:`load` reads it."""
+        return "-".join([self.name, *(f"{option}={value}" for option, value in self.options)])
 
     def initial(self, seed: int = 0, dtype: str = "float32") -> dict[str, np.ndarray]:
         """Return the initial weights: drawn in float64, then cast, so that dtypes start from the same point."""
@@ -59,18 +90,49 @@ def names() -> tuple[str, ...]:
 
 
 def load(name: str, **changes: Any) -> Model:
-    """Return a model, with ``changes`` to its fields such as ``dropout=False`` or ``epochs=2``.
+    """Return a model, with ``changes`` to its options or its fields such as ``dropout=False`` or ``epochs=2``.
 
-    Raises ``ValueError`` with the choices for an unknown model or field.
+    Options may also follow the name: ``imdb_fasttext-ngrams=1``. Raises ``ValueError`` with the choices for an unknown
+    model, option or field.
     """
+    name, *parts = name.split("-")
     if name not in names():
         raise ValueError(f"unknown model {name!r}; the models are: {', '.join(names())}")
-    model: Model = importlib.import_module(f"shim.models.{name}").MODEL
-    fields = [field.name for field in dataclasses.fields(Model)]
-    for change in changes:
-        if change not in fields:
-            raise ValueError(f"a model has no {change!r}; it has: {', '.join(fields)}")
-    return dataclasses.replace(model, **changes)
+    changes = {option: cases.literal(value) for option, _, value in (p.partition("=") for p in parts)} | changes
+    module = importlib.import_module(f"shim.models.{name}")
+    choices: dict[str, Sequence[Any]] = getattr(module, "OPTIONS", {})
+    fields = [f.name for f in dataclasses.fields(Model)]
+    for change, value in changes.items():
+        if change not in (*choices, *fields):
+            raise ValueError(f"{name} has no {change!r}; it has: {', '.join((*choices, *fields))}")
+        if change in choices and value not in choices[change]:
+            raise ValueError(f"{name}: {change}={value!r} is not one of {', '.join(map(repr, choices[change]))}")
+    chosen = {o: changes[o] for o, values in choices.items() if changes.get(o, values[0]) != values[0]}
+    model: Model = module.build(**chosen) if chosen else module.MODEL
+    changed = {change: value for change, value in changes.items() if change not in choices}
+    return dataclasses.replace(model, **changed, options=tuple(chosen.items()))
+
+
+def trained(model: Model, params: Mapping[str, Any]) -> list[str]:
+    """Return the names of the weights that the optimizer moves, in their order."""
+    others = {*model.constants, *(name for pair in model.moments for name in pair)}
+    return [name for name in params if name not in others]
+
+
+def losses(
+    model: Model, ops: Any, params: Mapping[str, Any], x: Any, labels: Any
+) -> tuple[Any, list[tuple[Any, float]]]:
+    """Return the logits of the main head, and each head's loss with its weight, the main one first."""
+    outputs = model.apply(ops, params, x)
+    if isinstance(model.loss, str):
+        return outputs, [(getattr(ops, model.loss)(outputs, labels), 1.0)]
+    heads = zip(model.loss, outputs, strict=True)
+    return outputs[0], [(getattr(ops, name)(logits, labels), weight) for (name, weight), logits in heads]
+
+
+def weighted(losses: Sequence[tuple[Any, float]]) -> Any:
+    """Return the weighted sum of losses; a weight of 1 multiplies nothing."""
+    return functools.reduce(operator.add, (loss if weight == 1 else weight * loss for loss, weight in losses))
 
 
 @dataclass(frozen=True)
@@ -87,7 +149,10 @@ class _Symbol:
 def record(
     model: Model, direction: str = "forward_backward", size: int | None = None, dtype: str = "float32"
 ) -> list[cases.Case]:
-    """List the ops that one batch of a model calls, its loss last, as cases with their shapes, options and work."""
+    """List the ops that one batch of a model calls, its losses last, as cases with their shapes, options and work.
+
+    Forward alone stands for inference, where ``batch_norm`` uses the moving moments.
+    """
     calls: list[cases.Case] = []
 
     def recorder(entry: contract.Op) -> Callable[..., _Symbol]:
@@ -101,9 +166,11 @@ def record(
     ops = SimpleNamespace(**{name: recorder(entry) for name, entry in contract.OPS.items()})
     if not model.dropout:
         ops.dropout = lambda x, *, rate=0.0: x
+    normalise = ops.batch_norm
+    ops.batch_norm = lambda *args: normalise(*args, training=direction != "forward")
     params = {name: _Symbol(value.shape, value.dtype) for name, value in model.initial(dtype=dtype).items()}
     x, labels = (_Symbol(value.shape, value.dtype) for value in model.batch(0, dtype, size))
-    getattr(ops, model.loss)(model.apply(ops, params, x), labels)
+    losses(model, ops, params, x, labels)
     return calls
 
 

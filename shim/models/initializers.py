@@ -30,6 +30,15 @@ def dense(rng: np.random.Generator, inputs: int, outputs: int) -> tuple[Array, A
     return glorot_uniform(rng, inputs, outputs), np.zeros(outputs)
 
 
+def conv2d(rng: np.random.Generator, rows: int, columns: int, inputs: int, outputs: int) -> tuple[Array, Array]:
+    """Draw the kernel and the bias, which is 0, of a convolution. Shapes (rows, columns, inputs, outputs), (outputs).
+
+    Glorot's limit, with ``rows * columns`` times the channels as numbers of inputs and outputs.
+    """
+    limit = (6 / (rows * columns * (inputs + outputs))) ** 0.5
+    return rng.uniform(-limit, limit, (rows, columns, inputs, outputs)), np.zeros(outputs)
+
+
 def lstm(rng: np.random.Generator, inputs: int, units: int) -> tuple[Array, Array, Array]:
     """Draw the weights of an LSTM: w_x (inputs, 4 units), w_h (units, 4 units) and b (4 units).
 

@@ -9,7 +9,7 @@ import base64
 import hashlib
 import shlex
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -111,13 +111,15 @@ def _overview(summary: Summary) -> Iterator[str]:
             yield "Before the clock started, every result and gradient was compared with a float64 reference."
     for model, found in _by_model(summary).items():
         names = words.listing([words.line(training.contestant, 60) for training in found])
-        last = sorted(training.values("test_accuracy")[-1] for training in found)
-        span = (
-            words.percent(last[0]) if len(last) == 1 else f"from {words.percent(last[0])} to {words.percent(last[-1])}"
-        )
+        key, name = "test_accuracy", "test accuracy"
+        written: Callable[[Any], str] = words.percent
+        if any(training.epochs[-1].get(key) is None for training in found):  # there is nothing to test on
+            key, name, written = "loss", "training loss", words.number
+        last = sorted(training.values(key)[-1] for training in found)
+        span = written(last[0]) if len(last) == 1 else f"from {written(last[0])} to {written(last[-1])}"
         yield (
             f"{words.line(model, 60)} was trained by {names} from the same initial weights and batches; "
-            f"test accuracy after the last epoch: {span}."
+            f"{name} after the last epoch: {span}."
         )
 
 
@@ -191,6 +193,8 @@ CURVES = (
 def _model(number: int, name: str, found: Sequence[Training], styles: Mapping[str, colours.Style]) -> dict[str, Any]:
     figures = []
     for key, label, from_zero in CURVES:
+        if all(epoch.get(key) is None for training in found for epoch in training.epochs):
+            continue  # nothing to test on
         lines = {t.contestant: ([e["epoch"] for e in t.epochs], t.values(key)) for t in found}
         svg = plots.curves(lines, styles, f"{name}: {label} by epoch", f"m{number}-{key}", from_zero)
         figures.append({"caption": label, "svg": Markup(svg)})

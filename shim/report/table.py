@@ -118,7 +118,7 @@ def _case_table(
 
 
 def _training_table(model: str, summary: Summary) -> Table:
-    table = _table(True, "contestant", ">epochs", ">accuracy", ">test loss", ">epoch", ">first epoch", "data")
+    table = _table(True, "contestant", ">epochs", ">accuracy", ">test loss", ">loss", ">epoch", ">first epoch", "data")
     for training in summary.trainings:
         if training.model == model:
             last = training.epochs[-1]
@@ -127,6 +127,7 @@ def _training_table(model: str, summary: Summary) -> Table:
                 str(len(training.epochs)),
                 words.percent(last.get("test_accuracy")),
                 words.number(last.get("test_loss")),
+                words.number(last.get("loss")),
                 words.duration(training.epoch_seconds),
                 words.duration(training.epochs[0].get("train_seconds")),
                 Text(words.line(last.get("source", ""), 40)),

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import shim
-from shim import contract, models, parity
+from shim import checkpoint, contract, models, parity
 from shim.models import optimizers
 
 pytestmark = [  # torch.compile warns about its own inner workings
@@ -21,7 +21,17 @@ pytestmark = [  # torch.compile warns about its own inner workings
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
 ]
 SIZES = (7,) * 9 + (5,)  # the last batch of an epoch is smaller
-NAMES = models.names()
+SMALL = {
+    "imdb_fasttext": "imdb_fasttext-ngrams=1"
+}  # the same layers with a table of 20,000 rows instead of 1.2 million
+NAMES = [*(SMALL.get(name, name) for name in models.names()), "lstm_text_generation-inputs=ids"]
+DROPOUT = ("cifar10_cnn", "imdb_bidirectional_lstm", "mnist_cnn", "mnist_mlp")
+QUICK = ("imdb_fasttext-ngrams=1", "mnist_mlp", "text_generator")  # all that modes which compile for long need to show
+
+
+def _skip_unless_quick(backend, mode, name):
+    if mode != backend.MODES[0] and name not in QUICK:
+        pytest.skip(f"{mode} compiles {name} for long, and does so in the test of ten steps in float32")
 
 
 def _batch(model, step, dtype, size):
@@ -31,7 +41,7 @@ def _batch(model, step, dtype, size):
 
 
 def _params(model, dtype):
-    return {name: value.astype(dtype) for name, value in model.initial(1, "float32").items()}
+    return {name: value.astype(dtype) for name, value in model.initial(0, "float32").items()}
 
 
 def _train(backend, model, mode, dtype, sizes=SIZES):
@@ -44,16 +54,19 @@ def _train(backend, model, mode, dtype, sizes=SIZES):
 
 
 @functools.cache
-def _reference(name):
+def _reference(name, sizes):
     backend = shim.load("numpy")
-    return _train(backend, models.load(name, dropout=False), backend.MODES[0], "float64")
+    return _train(backend, models.load(name, dropout=False), backend.MODES[0], "float64", sizes)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("name", NAMES)
 def test_ten_steps_agree(backend, mode, name, dtype):
-    losses, params = _train(backend, models.load(name, dropout=False), mode, dtype)
-    wanted_losses, wanted = _reference(name)
+    if dtype == "float64" or "-inputs" in name:
+        _skip_unless_quick(backend, mode, name)
+    sizes = SIZES if mode == backend.MODES[0] or name == "mnist_mlp" else SIZES[:1] * 10  # each size is compiled
+    losses, params = _train(backend, models.load(name, dropout=False), mode, dtype, sizes)
+    wanted_losses, wanted = _reference(name, sizes)
     tolerance = parity.TRAINING[dtype]
     np.testing.assert_allclose(losses, wanted_losses, rtol=tolerance)
     assert {k: v.dtype for k, v in params.items()} == dict.fromkeys(wanted, np.dtype(dtype))
@@ -64,11 +77,13 @@ def test_ten_steps_agree(backend, mode, name, dtype):
             np.testing.assert_allclose(value, wanted[k], rtol=0, atol=tolerance * np.abs(wanted[k]).max(), err_msg=k)
 
 
-def _contract_loss(model, params, x, labels):
+def _contract_loss(model, params, x, labels, training=False):
+    """Return the logits of the main head, its loss, and the weighted loss."""
     ops = SimpleNamespace(**{name: entry.reference for name, entry in contract.OPS.items()})
     ops.dropout = lambda x, *, rate: x
-    logits = model.apply(ops, params, x)
-    return logits, getattr(ops, model.loss)(logits, labels)
+    ops.batch_norm = functools.partial(contract.OPS["batch_norm"].reference, training=training)
+    logits, losses = models.losses(model, ops, params, x, labels)
+    return logits, losses[0][0], models.weighted(losses)
 
 
 def _gradient(backend, mode, model, params, x, labels):
@@ -80,14 +95,15 @@ def _gradient(backend, mode, model, params, x, labels):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_of_the_whole_model_are_those_of_the_contract(backend, mode, name):
+    _skip_unless_quick(backend, mode, name)
     model = models.load(name, dropout=False)
     params, (x, labels) = _params(model, "float64"), _batch(model, 0, "float64", 3)
-    gradient = _gradient(backend, mode, model, params, x, labels)
-    directions = {k: np.random.default_rng(n).standard_normal(v.shape) for n, (k, v) in enumerate(params.items())}
-    moved = {k: v + 1e-30j * directions[k] for k, v in params.items()}
-    wanted = _contract_loss(model, moved, x, labels)[1].imag / 1e-30
-    product = sum((value * directions[k]).sum() for k, value in gradient.items())
-    size = sum(np.linalg.norm(value) for value in gradient.values())
+    gradient, trained = _gradient(backend, mode, model, params, x, labels), models.trained(model, params)
+    directions = {k: np.random.default_rng(n).standard_normal(params[k].shape) for n, k in enumerate(trained)}
+    moved = params | {k: params[k] + 1e-30j * directions[k] for k in trained}
+    wanted = _contract_loss(model, moved, x, labels, training=True)[2].imag / 1e-30
+    product = sum((gradient[k] * directions[k]).sum() for k in trained)
+    size = sum(np.linalg.norm(gradient[k]) for k in trained)
     rounding = np.finfo(float).eps * sum(np.linalg.norm(v) for v in params.values())  # gradients are differences here
     assert abs(product - wanted) <= 1e-10 * size + 10 * rounding
 
@@ -109,19 +125,52 @@ def test_optimizers_follow_their_formulas(backend, mode, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_evaluation_leaves_dropout_out(backend, mode, name):
+def test_evaluation_leaves_dropout_out_and_takes_the_moving_moments(backend, mode, name):
+    _skip_unless_quick(backend, mode, name)
     model = models.load(name)
     params, (x, labels) = _params(model, "float64"), _batch(model, 0, "float64", 7)
+    for mean, variance in model.moments:
+        params[mean], params[variance] = params[mean] + 0.25, params[variance] * 1.5
     trainer = backend.trainer(model, params, model.optimizer, mode)
     loss, right = trainer.evaluate(backend.to_device(x), backend.to_device(labels))
-    logits, wanted = _contract_loss(model, params, x, labels)
+    logits, wanted, _ = _contract_loss(model, params, x, labels)
     predicted = logits.argmax(axis=-1) if logits.ndim == 2 else logits > 0
     assert float(backend.to_numpy(loss)) == pytest.approx(float(wanted), rel=1e-9)
     assert int(backend.to_numpy(right)) == (predicted == labels).sum()
 
 
-@pytest.mark.parametrize("name", NAMES)
+def test_moving_moments_follow_those_of_the_batches(backend, mode):
+    name = "text_generator"
+    model = models.load(name)
+    params = _params(model, "float64")
+    trainer = backend.trainer(model, params, optimizers.sgd(learning_rate=1e-12), mode)
+    inputs, normalise = [], contract.OPS["batch_norm"].reference
+
+    def recorded(x, *others):
+        inputs.append(x)
+        return normalise(x, *others, training=True)
+
+    ops = SimpleNamespace(**{op: entry.reference for op, entry in contract.OPS.items()} | {"batch_norm": recorded})
+    wanted = {name: params[name] for pair in model.moments for name in pair}
+    for step in range(2):
+        x, labels = _batch(model, step, "float64", 5)
+        model.apply(ops, params, x)
+        trainer.step(backend.to_device(x), backend.to_device(labels))
+        for (mean, variance), values in zip(model.moments, inputs, strict=True):
+            wanted[mean] = 0.99 * wanted[mean] + 0.01 * values.mean(axis=0)
+            wanted[variance] = 0.99 * wanted[variance] + 0.01 * values.var(axis=0)
+        inputs.clear()
+    after = trainer.params()
+    for name, value in wanted.items():
+        np.testing.assert_allclose(after[name], value, rtol=1e-9, atol=1e-12, err_msg=name)
+    for name in model.constants:
+        np.testing.assert_array_equal(after[name], 0, err_msg=name)
+
+
+@pytest.mark.parametrize("name", DROPOUT)
 def test_dropout_comes_from_the_seed(backend, mode, name):
+    _skip_unless_quick(backend, mode, name)
+
     def losses(seed, **changes):
         model = models.load(name, **changes)
         trainer = backend.trainer(model, _params(model, "float32"), model.optimizer, mode, seed=seed)
@@ -152,6 +201,48 @@ def test_a_trainer_keeps_its_weights_to_itself(backend, mode):
         np.testing.assert_array_equal(given[k], value)
         np.testing.assert_array_equal(before[k], value)
         assert not np.array_equal(trainer.params()[k], value), k
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+@pytest.mark.parametrize("name", ["mnist_mlp", "text_generator"])
+def test_a_restored_trainer_goes_on_as_if_nothing_had_happened(backend, mode, name, steps, tmp_path):
+    """With dropout, moving moments and the optimizer's state, by way of a file."""
+    if mode != backend.MODES[0] and steps == 0:
+        pytest.skip("it would be compiled once more")
+    model = models.load(name)
+
+    def trainer(seed):
+        params = {k: v.astype("float32") for k, v in model.weights(np.random.default_rng(seed)).items()}
+        return backend.trainer(model, params, model.optimizer, mode, seed=3)
+
+    def train(trainer, steps):
+        batches = [[backend.to_device(v) for v in _batch(model, step, "float32", 7)] for step in steps]
+        return [float(backend.to_numpy(trainer.step(*batch))) for batch in batches]
+
+    first = trainer(1)
+    train(first, range(steps))
+    checkpoint.save(tmp_path / "a.npz", first.state(), {"record": "epoch", "epoch": 1})
+    wanted = train(first, range(steps, steps + 3))
+    second = trainer(2)
+    second.restore(checkpoint.load(tmp_path / "a.npz")[0])
+    assert train(second, range(steps, steps + 3)) == pytest.approx(wanted, rel=1e-6)
+    for key, value in first.params().items():
+        np.testing.assert_allclose(second.params()[key], value, rtol=0, atol=1e-5 * np.abs(value).max(), err_msg=key)
+    assert all(np.asarray(value).dtype.kind in "fiu" for value in second.state().values())
+
+
+@pytest.mark.parametrize("name", sorted(optimizers.STATES))
+def test_every_optimizer_is_restored(backend, name):
+    model, mode = models.load("mnist_mlp", dropout=False), backend.MODES[0]
+    optimizer = getattr(optimizers, name)(learning_rate=0.01, decay=0.5)
+    batch = [backend.to_device(v) for v in _batch(model, 0, "float64", 5)]
+    first, second = (backend.trainer(model, _params(model, "float64"), optimizer, mode) for _ in range(2))
+    first.step(*batch)
+    second.restore(first.state())
+    for trainer in (first, second):
+        trainer.step(*batch)
+    for key, value in first.params().items():
+        np.testing.assert_allclose(second.params()[key], value, rtol=1e-12, atol=1e-15, err_msg=key)
 
 
 def test_unknown_modes_are_refused(backend):

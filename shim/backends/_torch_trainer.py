@@ -1,0 +1,141 @@
+"""The training of the PyTorch backend: autograd and torch's own optimizer kernels, with Keras' formulas."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from shim import models
+from shim.backends._state import pack, unpack
+from shim.models import optimizers
+from shim.protocol import bare_ops
+
+
+class _RMSprop:
+    """Keras' RMSprop has epsilon inside the root; ``torch.optim.RMSprop`` has it outside."""
+
+    def __init__(self, params, lr, rho, epsilon):
+        self.params, self.rho, self.epsilon = params, rho, epsilon
+        self.param_groups = [{"lr": lr}]
+        self.state = {p: {"square_avg": torch.zeros_like(p)} for p in params}
+
+    @torch.no_grad()
+    def step(self):
+        grads = [p.grad for p in self.params]
+        squares = [self.state[p]["square_avg"] for p in self.params]
+        torch._foreach_mul_(squares, self.rho)
+        torch._foreach_addcmul_(squares, grads, grads, 1 - self.rho)
+        roots = torch._foreach_add(squares, self.epsilon)
+        torch._foreach_sqrt_(roots)
+        torch._foreach_addcdiv_(self.params, grads, roots, -self.param_groups[0]["lr"])
+
+
+#: what an optimizer keeps for each weight, in torch's own names
+_SLOTS = {
+    "sgd": (),
+    "rmsprop": ("square_avg",),
+    "adam": ("step", "exp_avg", "exp_avg_sq"),
+    "adadelta": ("step", "square_avg", "acc_delta"),
+}
+
+
+def _kernel(optimizer, params):
+    lr, rho, epsilon = optimizer.learning_rate, optimizer.rho, optimizer.epsilon
+    if optimizer.name == "rmsprop":
+        return _RMSprop(params, lr, rho, epsilon)
+    if optimizer.name == "adam":
+        return torch.optim.Adam(params, lr, (optimizer.beta_1, optimizer.beta_2), epsilon, fused=True)
+    if optimizer.name == "adadelta":
+        return torch.optim.Adadelta(params, lr, rho, epsilon, foreach=True)
+    return torch.optim.SGD(params, lr, fused=True)
+
+
+def _identity(x, *, rate=0.0):
+    return x
+
+
+class Trainer:
+    """A :class:`shim.protocol.Trainer`; ``backend`` is the PyTorch backend's module.
+
+    ``compiled`` turns a function into a compiled one, unless it is None; ``outside`` are the ops that it leaves out.
+    """
+
+    def __init__(self, backend, model, params, optimizer, seed, outside, compiled):
+        torch.manual_seed(seed)
+        self._backend, self._model, self._optimizer, self._steps = backend, model, optimizer, 0
+        self._params = {name: backend.to_device(value) for name, value in params.items()}
+        self._trained = {name: self._params[name].requires_grad_() for name in models.trained(model, params)}
+        self._kernel = _kernel(optimizer, list(self._trained.values()))
+        normalise = backend.batch_norm.bare
+
+        def loss(params, x, labels):
+            """Return the weighted loss, the main one, and (variance, mean) of each batch_norm."""
+            moments = []
+
+            def batch_norm(x, gamma, beta, mean, variance):
+                moments.append(torch.var_mean(x.detach(), 0, correction=0))  # F.batch_norm's variance is another one
+                return normalise(x, gamma, beta, mean, variance, training=True)
+
+            dropout = {} if model.dropout else {"dropout": _identity}
+            ops = bare_ops(backend, batch_norm=batch_norm, **outside, **dropout)
+            _, losses = models.losses(model, ops, params, x, labels)
+            return models.weighted(losses), losses[0][0], moments
+
+        inference = bare_ops(backend, dropout=_identity, **outside)
+
+        def evaluation(params, x, labels):
+            logits, losses = models.losses(model, inference, params, x, labels)
+            predicted = logits.argmax(dim=-1) if logits.ndim == 2 else logits > 0
+            return losses[0][0], (predicted == labels).sum()
+
+        self._loss, self._evaluation = (compiled(f) if compiled else f for f in (loss, evaluation))
+
+    def step(self, x, labels):
+        total, loss, moments = self._loss(self._params, x, labels)
+        total.backward()
+        self._update()
+        for param in self._trained.values():
+            param.grad = None
+        for (mean, variance), (new_variance, new_mean) in zip(self._model.moments, moments, strict=True):
+            self._params[mean].lerp_(new_mean, 1 - models.MOMENTUM)
+            self._params[variance].lerp_(new_variance, 1 - models.MOMENTUM)
+        return loss.detach()
+
+    def _update(self):
+        group, optimizer = self._kernel.param_groups[0], self._optimizer
+        group["lr"] = optimizers.rate(optimizer, self._steps)
+        if optimizer.name == "adam":  # torch adds epsilon to the corrected root, Keras to the root as it is
+            group["eps"] = optimizer.epsilon / (1 - optimizer.beta_2 ** (self._steps + 1)) ** 0.5
+        self._kernel.step()
+        self._steps += 1
+
+    @torch.inference_mode()
+    def evaluate(self, x, labels):
+        return self._evaluation(self._params, x, labels)
+
+    def params(self):
+        return {name: self._backend.to_numpy(value) for name, value in self._params.items()}
+
+    def state(self):
+        """Torch makes an optimizer's state at the first step: before it there is none."""
+        kept = {name: self._kernel.state.get(p, {}) for name, p in self._trained.items()}
+        names = _SLOTS[self._optimizer.name]
+        slots = {name: [self._backend.to_numpy(s[slot]) for slot in names if s] for name, s in kept.items()}
+        generators = {"generator": torch.get_rng_state().numpy()}
+        if torch.cuda.is_available():
+            generators["cuda_generator"] = torch.cuda.get_rng_state().numpy()
+        return pack(self.params(), slots, self._steps, **generators)
+
+    def restore(self, state):
+        weights, slots, self._steps = unpack(state, self._trained)
+        with torch.no_grad():
+            for name, value in weights.items():
+                self._params[name].copy_(torch.from_numpy(np.asarray(value)))
+        names = _SLOTS[self._optimizer.name]
+        for name, values in slots.items():
+            if values:
+                kept = zip(names, map(self._backend.to_device, values), strict=True)
+                self._kernel.state[self._trained[name]] = dict(kept)
+        torch.set_rng_state(torch.from_numpy(np.asarray(state["generator"])))
+        if "cuda_generator" in state:
+            torch.cuda.set_rng_state(torch.from_numpy(np.asarray(state["cuda_generator"])))
