@@ -10,7 +10,7 @@ import numpy as np
 from shim import contract, models
 from shim.backends import _cntk_graph as graph
 from shim.backends._cntk_graph import C
-from shim.backends._state import pack, unpack
+from shim.backends._state import pack, refill
 from shim.backends._updates import update
 from shim.models import optimizers
 from shim.protocol import bare_ops
@@ -127,12 +127,7 @@ class Trainer:
         return pack(self.params(), slots, self._count)
 
     def restore(self, state):
-        weights, slots, self._count = unpack(state, self._trained)
-        for name, value in weights.items():
-            self._weights[name][...] = value
-        for name, values in slots.items():
-            for kept, value in zip(self._states[name], values, strict=True):
-                kept[...] = value
+        self._count = refill(self._weights, self._states, state)
         self._renew()
         self._sow()
 

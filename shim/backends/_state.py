@@ -20,3 +20,14 @@ def unpack(state, names):
         while f"slot/{len(values)}/{name}" in state:
             values.append(state[f"slot/{len(values)}/{name}"])
     return weights, slots, int(state["step"])
+
+
+def refill(arrays, slots, state):
+    """Write the weights and slots of a packed state into NumPy arrays, where they are; return the step."""
+    weights, values, step = unpack(state, slots)
+    for name, value in weights.items():
+        arrays[name][...] = value
+    for name, kept in slots.items():
+        for array, value in zip(kept, values[name], strict=True):
+            array[...] = value
+    return step

@@ -16,7 +16,7 @@ import numpy as np
 from shim import models
 from shim.backends import _handwritten
 from shim.backends._handwritten import Workspace
-from shim.backends._state import pack, unpack
+from shim.backends._state import pack, refill
 from shim.backends._tape import Tape, Variable
 from shim.backends._updates import update
 from shim.models import optimizers
@@ -208,12 +208,7 @@ class _Trainer:
         return pack(self.params(), slots, self._count, generator=words.copy())
 
     def restore(self, state):
-        weights, slots, self._count = unpack(state, self._trained)
-        for name, value in weights.items():
-            self._params[name][...] = value
-        for name, values in slots.items():
-            for kept, value in zip(self._states[name], values, strict=True):
-                kept[...] = value
+        self._count = refill(self._params, self._states, state)
         known = self._generator.bit_generator.state
         self._generator.bit_generator.state = known | {"state": {"state": state["generator"]}}
 

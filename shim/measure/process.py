@@ -78,7 +78,8 @@ class Worker:
         line = _line(command, request)
         try:
             if self._posted:
-                assert self._posted.popleft() == line
+                posted = self._posted.popleft()
+                assert posted == line
             else:
                 self._send(line)
             reply = self._read_line(monotonic() + TIMEOUTS[command])
