@@ -250,7 +250,7 @@ def _print_check(target: str, result: dict[str, Any]) -> None:
 @backends_option
 @click.option("--modes", type=click.Choice(["default", "all"]), default="default", show_default=True)
 @click.option("--quick", is_flag=True, help="Few samples, to see that everything works; too few for a claim.")
-@click.option("--rounds", type=click.IntRange(1), help="Fresh processes for each backend.")
+@click.option("--rounds", type=click.IntRange(1), help="Fresh processes for each backend, at most.")
 @click.option("--sweeps", type=click.IntRange(1), help="Blocks of each case in each round.")
 @click.option("--block-seconds", type=click.FloatRange(0, min_open=True), help="Length of a block.")
 @click.option("--threads", type=click.IntRange(1), help="Threads for each backend; default: all cores.")

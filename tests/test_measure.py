@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import fake_backends
@@ -15,7 +17,7 @@ import numpy as np
 import pytest
 
 from shim import cases, environments, statistics
-from shim.measure import bench, machine, process, runfile, schedule
+from shim.measure import bench, machine, process, rounds, runfile, schedule
 
 FORWARD = cases.parse("dense/forward/N5-I7-O3-activation=relu/float32")
 BACKWARD = cases.parse("dense/forward_backward/N2-I3-O2/float32")
@@ -232,16 +234,37 @@ def test_workers_build_side_by_side_after_the_first_rounds(fakes):
     assert row.first_call_seconds == np.median([b["first_call_seconds"] for b in alone])
 
 
-def test_noisy_cases_get_more_sweeps_in_later_rounds(fakes):
+def test_after_eight_rounds_only_cases_with_wide_intervals_go_on(fakes, monkeypatch):
     path = fakes / "run.jsonl"
-    run = bench.run(path, targets=["good", "slow"], cases=[FORWARD, BACKWARD], rounds=4, sweeps=6, block_seconds=0.005)
-    shares = [record["sweeps"] for record in run.rounds if record["record"] == "round"]
-    assert shares[:3] == [{FORWARD.id: 6, BACKWARD.id: 6}] * 3
-    assert sum(shares[3].values()) <= 12
-    played = [
-        sum(b["round"] == 3 and b["case"] == case and b["target"] == "good" for b in run.blocks) for case in shares[3]
-    ]
-    assert played == list(shares[3].values())
+    asked = {"rounds": 10, "sweeps": 1, "block_seconds": 0.002}
+    monkeypatch.setattr(rounds, "NARROW", 0.0)  # narrower than any interval of real samples
+    run = bench.run(path, targets=["good", "slow"], cases=[FORWARD, BACKWARD], **asked)
+    assert cases_of_rounds(run) == [[FORWARD.id, BACKWARD.id]] * 10
+    monkeypatch.setattr(rounds, "NARROW", math.inf)
+    run = bench.run(fakes / "other.jsonl", targets=["good", "slow"], cases=[FORWARD, BACKWARD], **asked)
+    assert cases_of_rounds(run) == [[FORWARD.id, BACKWARD.id]] * 8
+    assert run.complete
+
+
+def test_a_case_whose_ratio_is_known_sits_out(fakes, monkeypatch):
+    known = []
+
+    def rows(run, baseline):
+        known.append(len(run.rounds))
+        narrow, wide = statistics.Ratio(2, 1.99, 2.01), statistics.Ratio(2, 1.5, 2.5)
+        return [replace(row, ratio=narrow if row.case == FORWARD.id else wide) for row in real(run, baseline)]
+
+    real = statistics.rows
+    monkeypatch.setattr(statistics, "rows", rows)
+    asked = {"rounds": 9, "sweeps": 1, "block_seconds": 0.002}
+    run = bench.run(fakes / "run.jsonl", targets=["good", "slow"], cases=[FORWARD, BACKWARD], **asked)
+    assert cases_of_rounds(run)[8:] == [[BACKWARD.id]]
+    assert {block["case"] for block in run.blocks if block["round"] == 8} == {BACKWARD.id}
+    assert known == [16]  # asked once, when eight rounds had begun and ended
+
+
+def cases_of_rounds(run):
+    return [record["cases"] for record in run.rounds if record["record"] == "round"]
 
 
 def test_a_worker_keeps_to_its_cpus_and_survives_bad_requests(worker):

@@ -192,7 +192,7 @@ def test_an_unfinished_run_says_so_first(read):
     text = printed(run, 200)
     assert text.startswith("WARNING: This run is unfinished.")
     assert "not measured" in text
-    assert re.search(r"\d+ rows? with fewer than the planned 5 rounds", text)
+    assert re.search(r"\d+ rows? with fewer rounds than planned", text)
     assert table.as_json(run)["complete"] is False
 
 

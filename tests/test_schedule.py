@@ -51,29 +51,6 @@ def test_places_and_neighbours_are_balanced_over_a_run(number, rounds, sweeps):
     assert len(neighbours) == number * (number - 1)
 
 
-@given(st.dictionaries(st.sampled_from(CASES), st.floats(0, 2) | st.just(float("nan")), min_size=1), st.integers(1, 12))
-def test_sweeps_are_shared_out_within_bounds(widths, sweeps):
-    found = schedule.allocate(widths, sweeps)
-    assert found.keys() == widths.keys()
-    assert sum(found.values()) <= sweeps * len(widths)
-    assert all(max(1, sweeps // 3) <= number <= 3 * sweeps for number in found.values())
-
-
-def test_wide_intervals_get_more_sweeps():
-    found = schedule.allocate({"dense": 0.01, "conv2d": 0.05, "lstm": 0.1}, 12)
-    assert found["dense"] == 4
-    assert found["dense"] < found["conv2d"] < found["lstm"] <= 36
-    assert sum(found.values()) > 30
-
-
-@given(st.integers(0, 9), st.lists(st.integers(1, 9), min_size=3, max_size=3))
-def test_cases_come_as_often_as_they_should(round, numbers):
-    counts = dict(zip(CASES, numbers, strict=True))
-    blocks = schedule.blocks(5, round, counts, CASES, names(3))
-    assert Counter(block.case for block in blocks) == {case: 3 * number for case, number in counts.items()}
-    assert len(set(blocks)) == len(blocks)
-
-
 @given(st.integers(1, 9))
 def test_williams_squares_balance_places_and_neighbours(number):
     rows = schedule.williams(number)

@@ -4,16 +4,12 @@ A sweep holds one block of every case and contestant. Cases come in random order
 one another, so that what slows the machine for a while slows all of them. Their order there goes through the rows of a
 Williams square: over a run every contestant comes equally often (within one) in every place, and, where the rows are
 used up, equally often after every other one, which cancels what one block leaves behind for the next.
-
-Cases differ in noise. Once some rounds have shown by how much, :func:`allocate` gives the noisy ones more of the
-sweeps: what it looks at are intervals of rounds that are over, so no sample decides whether it is kept.
 """
 
 from __future__ import annotations
 
-import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -25,40 +21,15 @@ class Block(NamedTuple):
     contestant: str
 
 
-def blocks(
-    seed: int, round: int, sweeps: int | Mapping[str, int], cases: Sequence[str], contestants: Sequence[str]
-) -> list[Block]:
-    """Return the blocks of a round in the order in which they are played; ``sweeps`` is one number or one a case."""
-    counts = dict.fromkeys(cases, sweeps) if isinstance(sweeps, int) else sweeps
-    most = max(counts.values(), default=0)
+def blocks(seed: int, round: int, sweeps: int, cases: Sequence[str], contestants: Sequence[str]) -> list[Block]:
+    """Return the blocks of a round in the order in which they are played."""
     order = random.Random(f"{seed} {round}")
     found = []
-    for sweep in range(most):
+    for sweep in range(sweeps):
         for case in order.sample(cases, len(cases)):
-            if (sweep + 1) * counts[case] // most == sweep * counts[case] // most:
-                continue  # spread over the round
-            row = _rows(seed, case, contestants)[(round * most + sweep) % _row_count(len(contestants))]
+            row = _rows(seed, case, contestants)[(round * sweeps + sweep) % _row_count(len(contestants))]
             found += [Block(sweep, case, contestant) for contestant in row]
     return found
-
-
-def allocate(widths: Mapping[str, float], sweeps: int) -> dict[str, int]:
-    """Share ``sweeps`` a case out anew: in proportion to squared widths, from a third to three times as many.
-
-    ``widths`` are those of the cases' intervals; one that is NaN counts as wide. The sum is never more than before.
-    """
-    least, most = max(1, sweeps // 3), 3 * sweeps
-    squares = {case: 1.0 if math.isnan(w) else min(max(w, 1e-3), 1.0) ** 2 for case, w in widths.items()}
-
-    def share(scale: float) -> dict[str, int]:
-        return {case: int(max(least, min(most, scale * square))) for case, square in squares.items()}
-
-    low, high = 0.0, most / 1e-6
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if sum(share(middle).values()) <= sweeps * len(widths) else (low, middle)
-    found = share(low)
-    return found if sum(found.values()) <= sweeps * len(widths) else dict.fromkeys(widths, sweeps)
 
 
 def start_order(seed: int, round: int, targets: Sequence[str]) -> list[str]:

@@ -104,8 +104,8 @@ def _overview(summary: Summary) -> Iterator[str]:
         yield summary.tally
         yield (
             f"{names} ran {words.count(len(summary.cases), 'case')}, each an operation or a model at one shape, "
-            f"on {machine}: {words.count(config.get('rounds', 0), 'round')} of fresh processes, measured in turns "
-            "and in shuffled order, so that whatever disturbs the machine disturbs all of them alike."
+            f"on {machine}: up to {words.count(config.get('rounds', 0), 'round')} of fresh processes, measured in "
+            "turns and in shuffled order, so that whatever disturbs the machine disturbs all of them alike."
         )
         if all(entry.parity is not None for case in summary.cases for entry in case.entries if entry.row):
             yield "Before the clock started, every result and gradient was compared with a float64 reference."

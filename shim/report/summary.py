@@ -266,13 +266,20 @@ def _warnings(run: Any, cases: Sequence[CaseResult], failures: Sequence[dict[str
         found.append(
             f"{words.count(len(failures), 'failure')} recorded; {words.count(failed, 'row')} of the results affected."
         )
-    rounds = [entry.row.rounds for entry in entries if entry.row]
-    planned = run.header.get("config", {}).get("rounds", 0)
-    if short := sum(number < planned for number in rounds):
-        found.append(f"{words.count(short, 'row')} with fewer than the planned {words.count(planned, 'round')}.")
+    rows = [entry.row for entry in entries if entry.row]
+    if short := sum(row.rounds < _planned_rounds(run, row.case) for row in rows):
+        found.append(f"{words.count(short, 'row')} with fewer rounds than planned.")
+    rounds = [row.rounds for row in rows]
     if rounds and max(rounds) < statistics.ROUNDS_FOR_A_VERDICT:
         found.append(
             f"Only {words.count(max(rounds), 'round')} measured: a verdict needs at least "
             f"{statistics.ROUNDS_FOR_A_VERDICT}, so every one is unknown."
         )
     return tuple(found)
+
+
+def _planned_rounds(run: Any, case: str) -> int:
+    """Return in how many rounds a case takes part: those that name it, or as many as were asked for."""
+    listed = [record["cases"] for record in run.rounds if "cases" in record]
+    planned: int = run.header.get("config", {}).get("rounds", 0)
+    return sum(case in cases for cases in listed) if listed else planned
