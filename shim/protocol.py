@@ -33,6 +33,9 @@ class Trainer(Protocol):
     def evaluate(self, x: Array, labels: Array) -> tuple[Array, Array]:
         """Return the mean loss of a batch and its number of right predictions, dropout off, as scalar arrays."""
 
+    def predict(self, x: Array) -> Array:
+        """Return the logits of a batch, those of the main head, dropout off and with the moving moments."""
+
     def params(self) -> dict[str, np.ndarray]:
         """Return a copy of the weights as NumPy arrays, those that are not trained included."""
 

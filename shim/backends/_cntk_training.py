@@ -26,22 +26,22 @@ class Symbol:
         return Symbol(C.reshape(self.node[index], np.broadcast_to(np.empty(()), self.shape)[index].shape))
 
 
-class _Losses:
-    """A model's losses for the shapes of one batch, and the range of the ids in it.
+class _Batch:
+    """A model for the shapes of one batch, and the range of the ids in it.
 
-    ``total`` is the weighted loss that is trained, ``loss`` and ``logits`` are those of the main head.
+    ``total`` is the weighted loss that is trained, ``loss`` and ``logits`` are those of the main head. Without labels
+    there are logits alone.
     """
 
-    def __init__(self, ops, model, parameters, dtype, x, labels):
+    def __init__(self, ops, model, parameters, dtype, x, labels=None):
         self._limits = {}
-        self._x, self.labels = (
-            graph.variable(a.shape, dtype, is_float=False)
-            if isinstance(a, graph.Ids)
-            else graph.variable(a.shape, dtype)
-            for a in (x, labels)
-        )
         ops = SimpleNamespace(**{name: self._recorded(contract.op(name), f) for name, f in vars(ops).items()})
         params = {name: Symbol(p) for name, p in parameters.items()}
+        self._x = _input(x, dtype)
+        if labels is None:
+            self.logits = models.logits(model, ops, params, Symbol(self._x)).node
+            return
+        self.labels = _input(labels, dtype)
         logits, losses = models.losses(model, ops, params, Symbol(self._x), Symbol(self.labels))
         nodes = [(loss.node, weight) for loss, weight in losses]
         self.logits, self.loss, self.total = logits.node, nodes[0][0], models.weighted(nodes)
@@ -57,15 +57,20 @@ class _Losses:
 
         return call
 
-    def feed(self, x, labels, dtype):
+    def feed(self, dtype, x, labels=None):
         """Return what the graph is to be fed with, ids checked."""
         feed = {}
-        for node, value, name in ((self._x, x, "ids"), (self.labels, labels, "labels")):
+        given = [(self._x, x, "ids")] + ([] if labels is None else [(self.labels, labels, "labels")])
+        for node, value, name in given:
             if isinstance(value, graph.Ids):
                 value.check(name, self._limits.get(node.uid, graph.EXACT))
                 value = value.floats(dtype)
             feed[node] = value
         return feed
+
+
+def _input(value, dtype):
+    return graph.variable(value.shape, dtype, is_float=not isinstance(value, graph.Ids))
 
 
 class Trainer:
@@ -86,14 +91,14 @@ class Trainer:
         self._states = {name: optimizers.init(optimizer, self._weights[name]) for name in self._trained}
         self._one = graph.array(np.ones((), self._dtype))
         self._count = self._sown = 0
-        self._drops, self._steps, self._evaluations = [], {}, {}
+        self._drops, self._steps, self._evaluations, self._predictions = [], {}, {}, {}
 
     def step(self, x, labels):
         key = x.shape, x.dtype, labels.shape
         if key not in self._steps:
             self._steps[key] = self._build_step(x, labels)
         batch, function, total, loss, moments, slots = self._steps[key]
-        state, outputs = graph.run(function, batch.feed(x, labels, self._dtype), function.outputs, {total})
+        state, outputs = graph.run(function, batch.feed(self._dtype, x, labels), function.outputs, {total})
         value, moved = graph.clone(outputs[loss]), [graph.clone(outputs[moment]) for moment in moments]
         graph.pull_back(function, state, {total: self._one}, dict(slots))
         for name, gradient in self._gradients.items():
@@ -115,8 +120,17 @@ class Trainer:
         if key not in self._evaluations:
             self._evaluations[key] = self._build_evaluation(x, labels)
         batch, function = self._evaluations[key]
-        _, outputs = graph.run(function, batch.feed(x, labels, self._dtype), function.outputs)
+        _, outputs = graph.run(function, batch.feed(self._dtype, x, labels), function.outputs)
         return tuple(graph.clone(outputs[output]) for output in function.outputs)
+
+    def predict(self, x):
+        key = x.shape, x.dtype
+        if key not in self._predictions:
+            batch = self._build(x, dropout=_identity, batch_norm=self._backend.batch_norm.bare)
+            self._predictions[key] = batch, C.combine([batch.logits])
+        batch, function = self._predictions[key]
+        _, outputs = graph.run(function, batch.feed(self._dtype, x), function.outputs)
+        return graph.clone(outputs[function.output])
 
     def params(self):
         return {name: w.copy() for name, w in self._weights.items()}
@@ -170,9 +184,9 @@ class Trainer:
         right = C.reduce_sum(C.equal(predicted, batch.labels), axis=C.Axis.all_static_axes())
         return batch, C.combine([batch.loss, right])
 
-    def _build(self, x, labels, **replaced):
+    def _build(self, x, labels=None, **replaced):
         ops = bare_ops(self._backend, **replaced)
-        return _Losses(ops, self._model, self._parameters, self._dtype, x, labels)
+        return _Batch(ops, self._model, self._parameters, self._dtype, x, labels)
 
 
 def _identity(x, *, rate=0.0):

@@ -65,7 +65,11 @@ class Trainer:
             predicted = logits.argmax(axis=-1) if logits.ndim == 2 else logits > 0
             return found[0][0], (predicted == labels).sum(dtype=jnp.int32)
 
-        self._step, self._evaluation = jax.jit(step, donate_argnums=0), jax.jit(evaluation)
+        def prediction(trained, others, x):
+            return models.logits(model, inference, trained | others, x)
+
+        self._step = jax.jit(step, donate_argnums=0)
+        self._evaluation, self._prediction = jax.jit(evaluation), jax.jit(prediction)
 
     def _place(self, params, slots, count):
         trained = {name: params[name] for name in self._trained}
@@ -78,6 +82,9 @@ class Trainer:
 
     def evaluate(self, x, labels):
         return self._evaluation(*self._state[:2], x, labels)
+
+    def predict(self, x):
+        return self._prediction(*self._state[:2], x)
 
     def params(self):
         return jax.tree.map(self._backend.to_numpy, self._state[0] | self._state[1])

@@ -88,7 +88,11 @@ class Trainer:
             predicted = logits.argmax(dim=-1) if logits.ndim == 2 else logits > 0
             return losses[0][0], (predicted == labels).sum()
 
-        self._loss, self._evaluation = (compiled(f) if compiled else f for f in (loss, evaluation))
+        def prediction(params, x):
+            return models.logits(model, inference, params, x)
+
+        functions = loss, evaluation, prediction
+        self._loss, self._evaluation, self._prediction = (compiled(f) if compiled else f for f in functions)
 
     def step(self, x, labels):
         total, loss, moments = self._loss(self._params, x, labels)
@@ -112,6 +116,10 @@ class Trainer:
     @torch.inference_mode()
     def evaluate(self, x, labels):
         return self._evaluation(self._params, x, labels)
+
+    @torch.inference_mode()
+    def predict(self, x):
+        return self._prediction(self._params, x)
 
     def params(self):
         return {name: self._backend.to_numpy(value) for name, value in self._params.items()}

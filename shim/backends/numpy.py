@@ -193,11 +193,17 @@ class _Trainer:
         self._count += 1
         return losses[0][0].value
 
+    def _evaluated(self):
+        """Return the weights as variables of the tape of evaluation, which starts anew."""
+        return self._params | self._evaluation.start({name: self._params[name] for name in self._trained})
+
     def evaluate(self, x, labels):
-        params = self._params | self._evaluation.start({name: self._params[name] for name in self._trained})
-        logits, losses = models.losses(self._model, self._evaluation_ops, params, x, labels)
+        logits, losses = models.losses(self._model, self._evaluation_ops, self._evaluated(), x, labels)
         predicted = logits.value.argmax(axis=-1) if logits.value.ndim == 2 else logits.value > 0
         return losses[0][0].value, np.asarray((predicted == labels).sum())
+
+    def predict(self, x):
+        return models.logits(self._model, self._evaluation_ops, self._evaluated(), x).value
 
     def params(self):
         return {name: value.copy() for name, value in self._params.items()}

@@ -235,6 +235,7 @@ class _Trainer:
         self._count = tf.Variable(0, dtype=tf.int64)
         self.step = _program(self._step, mode)
         self.evaluate = _program(self._evaluate, mode)
+        self.predict = _program(self._predict, mode)
 
     def _step(self, x, labels):
         places, names, moved = itertools.count(), iter(self._model.moments), []
@@ -265,6 +266,9 @@ class _Trainer:
         one_of_many = len(logits.shape) == 2
         predicted = tf.argmax(logits, axis=-1, output_type=tf.int32) if one_of_many else tf.cast(logits > 0, tf.int32)
         return losses[0][0], tf.reduce_sum(tf.cast(predicted == labels, tf.int32))
+
+    def _predict(self, x):
+        return models.logits(self._model, _ops(self._mode, dropout=_identity), self._params, x)
 
     def params(self):
         return {name: weight.numpy() for name, weight in self._params.items()}

@@ -119,6 +119,12 @@ def trained(model: Model, params: Mapping[str, Any]) -> list[str]:
     return [name for name in params if name not in others]
 
 
+def logits(model: Model, ops: Any, params: Mapping[str, Any], x: Any) -> Any:
+    """Return the logits of the main head."""
+    outputs = model.apply(ops, params, x)
+    return outputs if isinstance(model.loss, str) else outputs[0]
+
+
 def losses(
     model: Model, ops: Any, params: Mapping[str, Any], x: Any, labels: Any
 ) -> tuple[Any, list[tuple[Any, float]]]:

@@ -125,7 +125,7 @@ def test_optimizers_follow_their_formulas(backend, mode, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_evaluation_leaves_dropout_out_and_takes_the_moving_moments(backend, mode, name):
+def test_evaluation_and_prediction_leave_dropout_out_and_take_the_moving_moments(backend, mode, name):
     _skip_unless_quick(backend, mode, name)
     model = models.load(name)
     params, (x, labels) = _params(model, "float64"), _batch(model, 0, "float64", 7)
@@ -137,6 +137,8 @@ def test_evaluation_leaves_dropout_out_and_takes_the_moving_moments(backend, mod
     predicted = logits.argmax(axis=-1) if logits.ndim == 2 else logits > 0
     assert float(backend.to_numpy(loss)) == pytest.approx(float(wanted), rel=1e-9)
     assert int(backend.to_numpy(right)) == (predicted == labels).sum()
+    logits_of_few = backend.to_numpy(trainer.predict(backend.to_device(x[:3])))
+    np.testing.assert_allclose(logits_of_few, logits[:3], rtol=0, atol=1e-9 * np.abs(logits).max())
 
 
 def test_moving_moments_follow_those_of_the_batches(backend, mode):
