@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from shim import checkpoint, data, models
+from shim.report import words
 from shim.train_worker import TICKS, Emit, Record
 
 
@@ -37,6 +38,9 @@ def train(
     mode: str | None = None,
     path: Path | str | None = None,
     limit: int | None = None,
+    scale: float = 1.0,
+    texts: bool = True,
+    fetch: bool = True,
     threads: int | None = None,
     device: str = "cpu",
     precision: str = "float32",
@@ -45,9 +49,10 @@ def train(
     """Train a model on each target in turn, write every epoch to a new run file and return what it holds.
 
     A target is ``backend`` or ``backend@version``, perhaps followed by ``:mode``; ``mode`` is for all the others.
-    ``limit`` keeps the first samples only. A checkpoint beside the run file lets :func:`resume` go on after any end.
-    What fails on one target is recorded and the others go on. Data are downloaded before, or embedded ones take their
-    place with a notice on standard error.
+    ``limit`` keeps the first samples only, ``scale`` a share of them. With ``texts``, a model of text writes some after
+    each epoch. A checkpoint beside the run file lets :func:`resume` go on after any end.
+    What fails on one target is recorded and the others go on. Data are downloaded before, unless ``fetch`` is false, or
+    embedded ones take their place with a notice on standard error.
 
     Raises ``ValueError`` for bad input, :class:`shim.data.DataError` for damaged data, :class:`TrainingInterrupted`
     after Ctrl-C and :class:`shim.measure.runfile.RunFileError` where the file cannot be written.
@@ -59,6 +64,7 @@ def train(
     for name, value, least in (("epochs", epochs, 1), ("seed", seed, 0), ("limit", limit, 1), ("threads", threads, 1)):
         if value is not None and value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
+    check_scale(scale)
     model = models.load(model_name)
     config = {
         "model": model.label,
@@ -66,7 +72,9 @@ def train(
         "batch_size": model.batch_size,
         "seed": seed,
         "limit": limit,
-        "targets": _contestants(targets, mode),
+        "scale": scale,
+        "texts": texts,
+        "targets": contestants(targets, mode),
         "cases": [],
         "threads": threads or len(os.sched_getaffinity(0)),
         "device": device,
@@ -76,14 +84,14 @@ def train(
     if path.exists():
         raise ValueError(f"{path} exists already; choose another file, or go on with: shim train --resume {path}")
     progress = progress or Silent()
-    config["data"] = _data(model, progress)
+    config["data"] = _data(model, progress, fetch)
     with runfile.Writer(path) as writer:
         writer.write(_header(config))
         _train_all(config, writer.write, progress, path)
     return runfile.read(path)
 
 
-def resume(path: Path | str, progress: Any = None) -> Any:
+def resume(path: Path | str, progress: Any = None, fetch: bool = True) -> Any:
     """Go on with an interrupted training and return what its run file holds; a complete one is returned as it is.
 
     Contestants that failed are tried again, each from the epoch after its last checkpoint. Raises as :func:`train`
@@ -103,7 +111,7 @@ def resume(path: Path | str, progress: Any = None) -> Any:
     for name in ("cpu", "shim"):
         if here[name] != there.get(name):
             raise ValueError(f"{path} was begun with {name} {there.get(name)!r}, here it is {here[name]!r}; start anew")
-    begun, now = config["data"], _data(models.load(config["model"]), progress)
+    begun, now = config["data"], _data(models.load(config["model"]), progress, fetch)
     if now["source"] != begun["source"]:
         raise ValueError(f"{path} was begun on {begun['source']} data, here they are {now['source']}: {now['origin']}")
     done = {(contestant["target"], contestant["mode"]): 0 for contestant in config["targets"]}
@@ -116,9 +124,10 @@ def resume(path: Path | str, progress: Any = None) -> Any:
     return runfile.read(path)
 
 
-def _data(model: models.Model, progress: Any) -> Record:
+def _data(model: models.Model, progress: Any, fetch: bool) -> Record:
     """Fetch a model's data and say what they are; a damaged file is an error here, once, not one of every worker."""
-    data.fetch(model.data, progress)
+    if fetch:
+        data.fetch(model.data, progress)
     dataset = data.load(model.data, **model.data_options)
     options = dict(model.data_options)
     return {"name": model.data, "options": options, "source": dataset.source, "origin": dataset.origin}
@@ -138,7 +147,13 @@ def _header(config: Record) -> Record:
     }
 
 
-def _contestants(targets: Sequence[str], mode: str | None) -> list[dict[str, str]]:
+def check_scale(scale: float) -> None:
+    """Raise ``ValueError`` unless a scale is a share of samples."""
+    if not 0 < scale <= 1:
+        raise ValueError(f"scale must be above 0 and at most 1, got {scale:g}")
+
+
+def contestants(targets: Sequence[str], mode: str | None = None) -> list[dict[str, str]]:
     """Return target, mode and label of each; raise ``ValueError`` with the choices for what does not exist."""
     from shim import environments, listing, statistics
 
@@ -148,7 +163,10 @@ def _contestants(targets: Sequence[str], mode: str | None) -> list[dict[str, str
     found = {}
     for name in targets:
         target, _, chosen = name.partition(":")
-        offered = modes[environments.parse(target)[0]]
+        backend = environments.parse(target)[0]
+        if backend == "null":
+            raise ValueError("null computes nothing, so it cannot train a model; choose another backend")
+        offered = modes[backend]
         chosen = chosen or mode or offered[0]
         if chosen not in offered:
             raise ValueError(f"{target} has no mode {chosen!r}; it has: {', '.join(offered)}")
@@ -161,6 +179,8 @@ def _train_all(
     config: Record, write: Emit, progress: Any, path: Path, done: dict[tuple[str, str], int] | None = None
 ) -> None:
     """Train on one target after the other and write the end record; ``done`` are epochs that the file has already."""
+    from shim.measure import runfile
+
     begun = time.monotonic()
 
     def end(reason: str) -> None:
@@ -180,6 +200,8 @@ def _train_all(
         raise TrainingInterrupted(
             f"interrupted; the epochs so far are kept in {path}; to go on, run: shim train --resume {path}"
         ) from None
+    except runfile.RunFileError as error:
+        raise runfile.RunFileError(f"{error}; to go on, run: shim train --resume {path}") from None
     finally:
         progress.stop()
 
@@ -201,7 +223,7 @@ def _train_one(
         failure = {"stage": "start", "reason": str(error)}
     else:
         job = config | {"backend": environments.parse(target)[0], "mode": contestant["mode"], "done": done}
-        job["checkpoint"] = str(checkpoint.path(path.absolute(), label))
+        job |= {"checkpoint": str(checkpoint.path(path.absolute(), label)), "parent": os.getpid()}
         last = ""
         for record in _worker(python, environments.variables() | variables, job):
             if record["record"] == "tick":
@@ -214,6 +236,8 @@ def _train_one(
                 if record["record"] == "epoch":
                     last = f", {_figures(record)}"
                     progress.note(f"{label}: epoch {record['epoch']} of {config['epochs']}{last}")
+                    for line in _texts(record):
+                        progress.note(line)
                 elif record["record"] == "warning":
                     progress.note(f"{label}: {record['reason']}")
     if failure:
@@ -227,6 +251,14 @@ def _figures(epoch: Record) -> str:
     if epoch.get("test_loss") is not None:
         figures += [f"test loss {epoch['test_loss']:.4f}", f"accuracy {epoch['test_accuracy']:.4f}"]
     return ", ".join([*figures, f"{epoch['train_seconds']:.3g} s"])
+
+
+def _texts(epoch: Record) -> Iterator[str]:
+    """Say what a model of text wrote after an epoch."""
+    if text := epoch.get("text"):
+        yield f"  after {words.line(text['start'])!r}:"
+        for found in text["continued"]:
+            yield f"  temperature {found['temperature']}: {words.line(found['text'])}"
 
 
 def _worker(python: Path, variables: dict[str, str], job: Record) -> Iterator[Record]:

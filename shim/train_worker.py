@@ -20,7 +20,8 @@ from typing import Any, TextIO
 import numpy as np
 
 import shim
-from shim import checkpoint, data, models
+from shim import checkpoint, data, models, sampling
+from shim.measure.worker import describe_error, end_with
 
 TICKS = 10  # progress reports an epoch
 
@@ -42,7 +43,7 @@ def work(job: Record, emit: Emit) -> None:
     times = {"import_seconds": imported - start, "setup_seconds": time.perf_counter() - imported}
     emit({"record": "worker"} | times | {"describe": backend.describe(), "pid": os.getpid()})
     model = models.load(job["model"])
-    dataset = _first(data.load(model.data, **model.data_options), job["limit"])
+    dataset = _part(data.load(model.data, **model.data_options), job["limit"], job.get("scale") or 1.0)
     start = time.perf_counter()
     trainer = backend.trainer(model, model.initial(job["seed"]), model.optimizer, job["mode"], seed=job["seed"])
     built = time.perf_counter()
@@ -62,6 +63,8 @@ def work(job: Record, emit: Emit) -> None:
         trained = _train_epoch(backend, trainer, model, dataset, job["seed"], epoch, seen, tick)
         common = {"record": "epoch", "model": model.label, "epoch": epoch, "source": dataset.source}
         record = common | trained | _test(backend, trainer, model, dataset)
+        if dataset.alphabet and job.get("texts"):
+            record["text"] = sampling.write(backend, trainer, model, dataset, job["seed"], epoch)
         if epoch < job["epochs"]:
             _save(trainer, file, record, emit)
         emit(record)
@@ -102,9 +105,14 @@ def _test(backend: Any, trainer: Any, model: models.Model, dataset: data.Dataset
     return {"evaluate_seconds": seconds, "test_loss": loss, "test_accuracy": right / count, "test_samples": count}
 
 
-def _first(dataset: data.Dataset, limit: int | None) -> data.Dataset:
-    arrays = {name: getattr(dataset, name)[:limit] for name in ("x_train", "y_train", "x_test", "y_test")}
-    return dataclasses.replace(dataset, **arrays)
+def _part(dataset: data.Dataset, limit: int | None, scale: float) -> data.Dataset:
+    """Return the first samples: the share ``scale`` of those to train and to test on, ``limit`` of each at most."""
+
+    def first(array: np.ndarray) -> np.ndarray:
+        return array[: math.ceil(scale * len(array))][:limit]
+
+    train, test = (first(dataset.x_train), first(dataset.y_train)), (first(dataset.x_test), first(dataset.y_test))
+    return dataclasses.replace(dataset, x_train=train[0], y_train=train[1], x_test=test[0], y_test=test[1])
 
 
 def batches(count: int, size: int) -> Iterator[slice]:
@@ -204,10 +212,10 @@ def main() -> int:
         print(json.dumps(record, default=str), file=channel, flush=True)
 
     try:
-        work(json.loads(sys.stdin.readline()), emit)
+        job = json.loads(sys.stdin.readline())
+        if end_with(job["parent"]):
+            work(job, emit)
     except Exception as error:
-        from shim.measure.worker import describe_error
-
         traceback.print_exc()
         emit({"record": "failure", "stage": "train", "reason": describe_error(error)})
         return 1

@@ -135,6 +135,15 @@ def test_pairs_of_neighbours_are_added_as_in_the_example():
     assert (np.diff(known) > 0).all()
 
 
+def test_the_most_frequent_pairs_are_kept():
+    offsets = np.array([0, 6, 9])
+    ids = np.array([3, 4, 3, 4, 5, 6, 5, 6, 4], np.int32)
+    known = imdb.frequent_pairs(ids, offsets, 2, vocabulary=10)
+    assert known.tolist() == [34, 56]
+    merged, ends, _ = imdb.add_pairs(ids, offsets, known, vocabulary=10)
+    assert _split(merged, ends) == [[3, 4, 3, 4, 5, 6, 11, 11, 12], [5, 6, 4, 12]]
+
+
 def test_reviews_with_pairs_are_cut_to_their_end(monkeypatch, imdb_folder):
     monkeypatch.setenv("SHIM_DATA", str(imdb_folder))
     start = time.perf_counter()
@@ -144,6 +153,9 @@ def test_reviews_with_pairs_are_cut_to_their_end(monkeypatch, imdb_folder):
     assert loaded.x_train.max() < imdb.WITH_PAIRS
     pairs = loaded.x_train > imdb.VOCABULARY
     assert pairs[:, -1].mean() > 0.9
+    few = data.load("imdb", steps=400, ngrams=2, pairs=500).x_train
+    assert few.max() == imdb.VOCABULARY + 500
+    assert ((few > imdb.VOCABULARY).sum(axis=1) < pairs.sum(axis=1)).any()
     with pytest.raises(ValueError, match="ngrams must be 1 or 2, got 3"):
         data.load("imdb", ngrams=3)
 
@@ -569,9 +581,10 @@ def test_augmentation_shifts_and_mirrors_and_repeats_the_edge():
 
 
 def test_characters_are_lower_cased_and_numbered_in_order():
-    ids, count = text.encode("Abcä,\nB")
-    assert (ids.tolist(), count) == ([2, 3, 4, 5, 1, 0, 3], 6)
-    assert ids.dtype == np.int32
+    arrays = text.encode("Abcä,\nB")
+    assert arrays["ids"].tolist() == [2, 3, 4, 5, 1, 0, 3]
+    assert arrays["ids"].dtype == np.int32
+    assert [chr(point) for point in arrays["alphabet"]] == ["\n", ",", "a", "b", "c", "ä"]
     assert [text.windows(n) for n in (40, 41, 43, 44, 600893)] == [0, 1, 1, 2, 200285]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import shim
-from shim import checkpoint, data, environments, models, train_worker
+from shim import checkpoint, data, environments, models, sampling, train_worker
 from shim.measure import runfile
 from shim.train import TrainingInterrupted, resume, train
 
@@ -60,7 +60,7 @@ class _Counting:
 
 class _Trainer:
     def __init__(self, params):
-        self.initial, self.batches, self.evaluated = params, [], []
+        self.initial, self.batches, self.evaluated, self.predicted = params, [], [], []
 
     def step(self, x, labels):
         self.batches.append((x, labels))
@@ -69,6 +69,10 @@ class _Trainer:
     def evaluate(self, x, labels):
         self.evaluated.append(len(labels))
         return np.float32(len(labels)), np.int32(labels.sum())
+
+    def predict(self, x):
+        self.predicted.append(x)
+        return np.zeros((len(x), 57), np.float32)
 
     def params(self):
         return self.initial
@@ -140,6 +144,34 @@ def test_weights_mode_and_seed_reach_the_trainer(monkeypatch):
     assert all(np.array_equal(backend.made.initial[name], value) for name, value in wanted.items())
     assert (backend.mode, backend.seed, backend.model.dropout) == ("plain", 3, True)
     assert backend.settings == {"device": "cpu", "precision": "float32", "threads": 1}
+
+
+def test_a_scale_takes_the_same_share_of_what_is_trained_and_tested_on(monkeypatch):
+    _, records = _work(monkeypatch, limit=None, scale=0.005, epochs=1)
+    assert (records[-1]["samples"], records[-1]["test_samples"]) == (300, 50)
+
+
+def test_a_model_of_text_writes_some_after_each_epoch(monkeypatch):
+    monkeypatch.setattr(sampling, "LENGTH", 5)
+    backend, records = _work(monkeypatch, model="lstm_text_generation", limit=3, texts=True)
+    first, second = (r["text"] for r in records if r["record"] == "epoch")
+    assert [found["temperature"] for found in first["continued"]] == [0.2, 0.5, 1.0, 1.2]
+    assert len(first["start"]) == 40
+    assert all(re.fullmatch("[^A-Z]{5}", found["text"], re.DOTALL) for found in first["continued"])
+    assert first["continued"] != second["continued"]
+    assert [x.shape for x in backend.made.predicted] == [(4, 40, 57)] * 10
+    again = _work(monkeypatch, model="lstm_text_generation", limit=3, texts=True)[1]
+    assert next(r["text"]["continued"] for r in again if r["record"] == "epoch") == first["continued"]
+    assert not any("text" in r for r in _work(monkeypatch, model="lstm_text_generation", limit=3)[1])
+
+
+def test_a_high_temperature_draws_unlikely_characters_more_often():
+    logits = np.tile(np.log(np.array([[0.7, 0.2, 0.1]], np.float32)), (4000, 1))
+    for temperature in (0.5, 1.0, 2.0):
+        drawn = sampling.draw(np.random.default_rng(0), logits, [temperature] * 4000)
+        wanted = np.array([0.7, 0.2, 0.1]) ** (1 / temperature)
+        np.testing.assert_allclose(np.bincount(drawn) / 4000, wanted / wanted.sum(), atol=0.03)
+    assert sampling.draw(np.random.default_rng(0), np.array([[0.0, 900.0]]), [0.2]).tolist() == [1]
 
 
 def test_records_follow_each_other(monkeypatch):
@@ -251,10 +283,11 @@ def test_the_seed_decides(here, tmp_path):
 
 
 def test_one_failure_does_not_stop_the_others(here, tmp_path):
+    """This environment has no JAX."""
     progress = _Counting()
-    run = train("mnist_mlp", ["null", "numpy"], epochs=1, limit=50, path=tmp_path / "run", progress=progress)
-    assert [f["reason"] for f in run.failures] == ["ArithmeticError: the training loss is nan"]
-    assert (run.failures[0]["target"], run.failures[0]["mode"]) == ("null", "null")
+    run = train("mnist_mlp", ["jax", "numpy"], epochs=1, limit=50, path=tmp_path / "run", progress=progress)
+    assert ["shim env jax" in f["reason"] for f in run.failures] == [True]
+    assert (run.failures[0]["target"], run.failures[0]["mode"]) == ("jax", "jit")
     assert [e["target"] for e in run.epochs] == ["numpy"]
     assert run.complete
     assert progress.done == progress.total
@@ -315,7 +348,7 @@ def test_ctrl_c_keeps_the_epochs_and_leaves_no_worker(tmp_path, monkeypatch):
     with pytest.raises(
         TrainingInterrupted, match=f"the epochs so far are kept in {path}; to go on, run: shim train --resume"
     ):
-        train("mnist_mlp", ["numpy", "null"], path=path, progress=progress)
+        train("mnist_mlp", ["numpy", "torch"], path=path, progress=progress)
     run = runfile.read(path)
     assert len(run.epochs) == 1
     assert run.end["reason"] == "interrupted"
@@ -353,6 +386,9 @@ def test_a_full_disk_ends_the_run_and_the_worker(tmp_path, monkeypatch):
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"limit": -5}, "limit must be at least 1, got -5"),
         ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"scale": 0}, "scale must be above 0 and at most 1, got 0"),
+        ({"scale": 1.5}, "scale must be above 0 and at most 1, got 1.5"),
+        ({"targets": ["numpy", "null"]}, "null computes nothing, so it cannot train a model; choose another backend"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(tmp_path, arguments, message):

@@ -29,6 +29,7 @@ class Dataset:
     """A data set ready for training; the arrays to test on are empty where it has none.
 
     ``source`` is ``real``, ``part`` (real but fewer samples, repeated) or ``embedded``; ``origin`` says in words which.
+    ``alphabet`` has a character for each id where the samples are text.
     """
 
     x_train: np.ndarray
@@ -37,6 +38,7 @@ class Dataset:
     y_test: np.ndarray
     source: str
     origin: str
+    alphabet: str = ""
 
 
 def names() -> tuple[str, ...]:

@@ -62,10 +62,12 @@ def embedded(path: Path) -> dict[str, np.ndarray]:
     return archive.read(path, names, "install shim again")
 
 
-def prepare(arrays: dict[str, np.ndarray], dtype: str, steps: int = 100, ngrams: int = 1) -> dict[str, np.ndarray]:
+def prepare(
+    arrays: dict[str, np.ndarray], dtype: str, steps: int = 100, ngrams: int = 1, pairs: int | None = None
+) -> dict[str, np.ndarray]:
     """Return x_* (25000, steps) int32 and y_* (25000) int32; ids have no float ``dtype``.
 
-    Raises ``ValueError`` unless ``ngrams`` is 1 or 2.
+    ``pairs`` keeps that many of the pairs, the most frequent ones. Raises ``ValueError`` unless ``ngrams`` is 1 or 2.
     """
     if ngrams not in (1, 2):
         raise ValueError(f"ngrams must be 1 or 2, got {ngrams}")
@@ -73,6 +75,8 @@ def prepare(arrays: dict[str, np.ndarray], dtype: str, steps: int = 100, ngrams:
     for part in PARTS:
         ids, offsets = mark(arrays[f"x_{part}"], arrays[f"off_{part}"])
         if ngrams == 2:
+            if known is None and pairs is not None:
+                known = frequent_pairs(ids, offsets, pairs)
             ids, offsets, known = add_pairs(ids, offsets, known)
         x = pad(ids, offsets, steps)
         rows = np.arange(COUNT) % len(x)
@@ -98,10 +102,7 @@ def add_pairs(
     A pair (a, b) is stored as ``a * vocabulary + b``; the k-th one that is known has the id ``vocabulary + 1 + k``.
     Where none are given, all are known. As ``add_ngram`` of Keras' example, which numbers them in another order.
     """
-    pairs = ids[:-1] * np.int64(vocabulary) + ids[1:]
-    reviews = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))  # of each id
-    inside = reviews[:-1] == reviews[1:]
-    pairs, owners = pairs[inside], reviews[:-1][inside]
+    pairs, owners, reviews = _pairs(ids, offsets, vocabulary)
     if known is None:
         known, places = np.unique(pairs, return_inverse=True)
     else:
@@ -116,6 +117,20 @@ def add_pairs(
     merged[np.arange(len(ids)) + added[reviews]] = ids
     merged[np.arange(len(places)) + offsets[owners + 1]] = vocabulary + 1 + places
     return merged, offsets + added, known
+
+
+def frequent_pairs(ids: np.ndarray, offsets: np.ndarray, count: int, vocabulary: int = VOCABULARY) -> np.ndarray:
+    """Return the ``count`` most frequent pairs of neighbours, in their order, as :func:`add_pairs` takes them."""
+    pairs, many = np.unique(_pairs(ids, offsets, vocabulary)[0], return_counts=True)
+    return np.sort(pairs[np.argsort(-many, kind="stable")[:count]])
+
+
+def _pairs(ids: np.ndarray, offsets: np.ndarray, vocabulary: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the pairs of neighbours within reviews, the review of each pair, and the review of each id."""
+    pairs = ids[:-1] * np.int64(vocabulary) + ids[1:]
+    reviews = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    inside = reviews[:-1] == reviews[1:]
+    return pairs[inside], reviews[:-1][inside], reviews
 
 
 def pad(ids: np.ndarray, offsets: np.ndarray, steps: int) -> np.ndarray:

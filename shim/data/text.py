@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import lzma
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,32 +23,33 @@ COUNT = 200285
 
 
 def read(path: Path, mend: str) -> dict[str, np.ndarray]:
-    """Return the text as ids (characters) int32. Raises ``DataError`` unless it is Nietzsche's, whole."""
+    """Return the text as ids (characters) int32, and the characters. Raises ``DataError`` unless it is Nietzsche's."""
     try:
-        ids, characters = encode(path.read_text("utf-8"))
+        arrays = encode(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise archive.DataError(f"cannot read {path}: {error}; {mend}") from None
-    if (count := windows(len(ids))) != COUNT or characters != CHARACTERS:
+    characters = len(arrays["alphabet"])
+    if (count := windows(len(arrays["ids"]))) != COUNT or characters != CHARACTERS:
         raise archive.DataError(
             f"{path} does not hold Nietzsche's text: it has {count} windows of {STEPS} characters and {characters} "
             f"different ones, expected {COUNT} and {CHARACTERS}; {mend}"
         )
-    return {"ids": ids}
+    return arrays
 
 
 def embedded(path: Path) -> dict[str, np.ndarray]:
     """Return the embedded text in the form of :func:`read`."""
     try:
-        return {"ids": encode(lzma.decompress(path.read_bytes()).decode())[0]}
+        return encode(lzma.decompress(path.read_bytes()).decode())
     except (OSError, lzma.LZMAError, UnicodeDecodeError) as error:
         raise archive.DataError(f"cannot read {path}: {error}; install shim again") from None
 
 
-def encode(text: str) -> tuple[np.ndarray, int]:
-    """Return the lower-cased text as int32 ids and the number of different characters."""
+def encode(text: str) -> dict[str, np.ndarray]:
+    """Return the lower-cased text as int32 ids, and the character of each id as its code point, uint32."""
     points = np.frombuffer(text.lower().encode("utf-32-le"), np.uint32)
     characters, ids = np.unique(points, return_inverse=True)
-    return ids.reshape(-1).astype(np.int32), len(characters)
+    return {"ids": ids.reshape(-1).astype(np.int32), "alphabet": characters}
 
 
 def windows(length: int) -> int:
@@ -55,12 +57,14 @@ def windows(length: int) -> int:
     return len(range(0, length - STEPS, STRIDE))
 
 
-def prepare(arrays: dict[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]:
-    """Return x_train (200285, 40) int32 and y_train (200285) int32; there is nothing to test on."""
+def prepare(arrays: dict[str, np.ndarray], dtype: str) -> dict[str, Any]:
+    """Return x_train (200285, 40) int32, y_train (200285) int32 and the alphabet; there is nothing to test on."""
     ids = arrays["ids"]
     cut = np.lib.stride_tricks.sliding_window_view(ids, STEPS + 1)[::STRIDE][:COUNT]
     none = np.zeros((0, STEPS), np.int32), np.zeros(0, np.int32)
-    return {"x_train": cut[:, :STEPS], "y_train": cut[:, STEPS], "x_test": none[0], "y_test": none[1]}
+    alphabet = arrays["alphabet"].tobytes().decode("utf-32-le")
+    train = {"x_train": cut[:, :STEPS], "y_train": cut[:, STEPS]}
+    return train | {"x_test": none[0], "y_test": none[1], "alphabet": alphabet}
 
 
 def sample(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -147,14 +147,20 @@ def answer(session: Session, request: dict[str, Any]) -> dict[str, Any]:
         return {"ok": False, "stage": command, "reason": describe_error(error)}
 
 
-def main(parent: int, cpus: list[int]) -> None:
-    """Answer requests until standard input ends."""
+def end_with(parent: int) -> bool:
+    """Let this process be killed as soon as its parent is dead; return whether the parent still lives."""
     if sys.platform == "linux":
         # A stopped process sees no end of input: only the kernel can take it along when its parent is killed.
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        os.sched_setaffinity(0, cpus)
-    if os.getppid() != parent:
+    return os.getppid() == parent
+
+
+def main(parent: int, cpus: list[int]) -> None:
+    """Answer requests until standard input ends."""
+    if not end_with(parent):
         return
+    if sys.platform == "linux":
+        os.sched_setaffinity(0, cpus)
     faulthandler.enable()
     # Frameworks print: keep the pipe for replies and let whatever they print go to standard error.
     requests, replies = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w", buffering=1)
