@@ -17,12 +17,13 @@ import numpy as np
 
 from shim import contract
 
-TRAIN_STEP = "train_step"
+TRAIN_STEP, PREDICT = "train_step", "predict"
+MODEL_DIRECTIONS = (TRAIN_STEP, PREDICT)
 
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to measure. ``op`` is the name of an op, or of a model if the direction is ``train_step``."""
+    """One thing to measure. ``op`` is the name of an op, or of a model if the direction is one of a model."""
 
     op: str
     direction: str
@@ -32,6 +33,10 @@ class Case:
 
     @property
     def is_model(self) -> bool:
+        return self.direction in MODEL_DIRECTIONS
+
+    @property
+    def trains(self) -> bool:
         return self.direction == TRAIN_STEP
 
     @property
@@ -125,10 +130,10 @@ def parse(id: str) -> Case:
             options[match[1]] = literal(match[2])
         else:
             raise ValueError(f"case {id!r}: cannot read {token!r}; axes look like N32, options like padding=same")
-    if direction == TRAIN_STEP:
+    if direction in MODEL_DIRECTIONS:
         if set(dims) != {"N"}:
-            raise ValueError(f"a training step has the axis N; got {', '.join(dims)}")
-        return _train_step(op, dims["N"], dtype, options)
+            raise ValueError(f"a model has the axis N; got {', '.join(dims)}")
+        return of_model(op, direction, dims["N"], dtype, options)
     return case(op, direction, dims, dtype, **options)
 
 
@@ -225,12 +230,12 @@ def case_set(name: str, models: Iterable[str] = (), dtype: str = "float32") -> l
 def _train_steps(chosen: tuple[str, ...], dtype: str) -> list[Case]:
     from shim import models
 
-    return [_train_step(name, None, dtype, {}) for name in chosen or models.names()]
+    return [of_model(name, TRAIN_STEP, None, dtype, {}) for name in chosen or models.names()]
 
 
-def _train_step(name: str, batch_size: int | None, dtype: str, options: Mapping[str, Any]) -> Case:
+def of_model(name: str, direction: str, batch_size: int | None, dtype: str, options: Mapping[str, Any]) -> Case:
     """Make a case of a model; options that are the default are left out. ``ValueError`` for unknown ones."""
     from shim import models
 
     model = models.load(name, **options)
-    return Case(model.name, TRAIN_STEP, (("N", batch_size or model.batch_size),), model.options, dtype)
+    return Case(model.name, direction, (("N", batch_size or model.batch_size),), model.options, dtype)

@@ -40,11 +40,10 @@ def verify(
     ``cache`` is a folder that keeps references between processes. Raises :class:`ParityError`.
     """
     reference = _load_reference(case, cache)
-    worst = (
-        _verify_training(backend, case, mode, reference)
-        if case.is_model
-        else _verify_op(backend, case, mode, run, reference)
-    )
+    if case.is_model:
+        worst = (_verify_training if case.trains else _verify_prediction)(backend, case, mode, reference)
+    else:
+        worst = _verify_op(backend, case, mode, run, reference)
     return {"passed": True, "worst": worst, "id": reference_id(case)}
 
 
@@ -149,7 +148,7 @@ def _load_reference(case: cases.Case, cache: Path | None) -> dict[str, np.ndarra
     if path and path.exists():
         with np.load(path, allow_pickle=False) as stored:
             return dict(stored)
-    reference = _training_reference(case) if case.is_model else _op_reference(case)
+    reference = _model_reference(case) if case.is_model else _op_reference(case)
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}.npz")
@@ -194,13 +193,38 @@ def training_losses(
     return np.array([float(backend.to_numpy(loss)) for loss in losses])
 
 
-def _training_reference(case: cases.Case) -> dict[str, np.ndarray]:
+def _model_reference(case: cases.Case) -> dict[str, np.ndarray]:
     import shim
 
     numpy_backend = shim.load("numpy")
     mode, batch_size = numpy_backend.MODES[0], dict(case.dims)["N"]
+    if not case.trains:
+        return {"logits": _prediction(numpy_backend, case, mode, "float64")}
     losses = training_losses(numpy_backend, case.op, mode, "float64", STEPS, batch_size, **dict(case.options))
     return {"losses": losses}
+
+
+def _prediction(backend: ModuleType, case: cases.Case, mode: str, dtype: str) -> np.ndarray:
+    """Return the logits of one batch from a model's float32 initial weights."""
+    from shim import models
+
+    model = models.load(case.op, **dict(case.options))
+    params = {key: value.astype(dtype) for key, value in model.initial(0, "float32").items()}
+    x, _ = model.batch(0, "float32", dict(case.dims)["N"])
+    trainer = backend.trainer(model, params, model.optimizer, mode)
+    logits: np.ndarray = backend.to_numpy(
+        trainer.predict(backend.to_device(x.astype(dtype) if x.dtype.kind == "f" else x))
+    )
+    return logits
+
+
+def _verify_prediction(backend: ModuleType, case: cases.Case, mode: str, reference: dict[str, np.ndarray]) -> float:
+    """Compare logits as training losses are: as a share of their size."""
+    wanted, actual = reference["logits"], _prediction(backend, case, mode, case.dtype)
+    if actual.shape != wanted.shape:
+        raise ParityError(f"the prediction has shape {actual.shape}, expected {wanted.shape}")
+    error = float(np.max(np.abs(actual - wanted)))
+    return _share("the prediction", error, TRAINING[case.dtype] * float(np.max(np.abs(wanted))))
 
 
 def _verify_training(backend: ModuleType, case: cases.Case, mode: str, reference: dict[str, np.ndarray]) -> float:

@@ -115,7 +115,7 @@ def test_version():
         (["train", "imdb_fasttext-ngrams=3"], "imdb_fasttext: ngrams=3 is not one of 2, 1"),
         (["train", "--resume", "nowhere.jsonl"], "Path 'nowhere.jsonl' does not exist"),
         (["train", "mnist_mlp", "--resume", __file__], "--resume takes everything else from the run file"),
-        (["bench", "--case", "mnist_mlp/train_step/N5-I7/float32"], "a training step has the axis N; got N, I"),
+        (["bench", "--case", "mnist_mlp/train_step/N5-I7/float32"], "a model has the axis N; got N, I"),
         (["bench", "--case", "resnet/train_step/N5/float32"], "unknown model 'resnet'; the models are: cifar10_cnn"),
         (["data", "cifar"], "unknown data set 'cifar'; the data sets are: mnist, imdb, cifar10, nietzsche"),
         (["report", "nowhere.jsonl"], "File 'nowhere.jsonl' does not exist"),

@@ -9,7 +9,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from shim import cases, contract, models
+import shim
+from shim import cases, contract, models, parity
+from shim.measure import clock
 from shim.models import initializers, optimizers
 
 #: model -> parameters, forward FLOPs a sample, then optimizer, learning rate, decay, data set, batch size, epochs
@@ -100,7 +102,8 @@ def test_the_second_head_counts_a_fifth():
 
 
 @pytest.mark.parametrize(
-    ("name", "option", "value"), [("imdb_fasttext", "ngrams", 1), ("lstm_text_generation", "inputs", "ids")]
+    ("name", "option", "value"),
+    [("imdb_fasttext", "ngrams", 1), ("imdb_fasttext", "pairs", 100_000), ("lstm_text_generation", "inputs", "ids")],
 )
 def test_variants_are_written_as_in_case_ids(name, option, value):
     model = models.load(f"{name}-{option}={value}")
@@ -119,7 +122,7 @@ def test_variants_are_written_as_in_case_ids(name, option, value):
     ("name", "message"),
     [
         ("imdb_fasttext-ngrams=3", "imdb_fasttext: ngrams=3 is not one of 2, 1"),
-        ("imdb_fasttext-grams=1", "imdb_fasttext has no 'grams'; it has: ngrams, name, "),
+        ("imdb_fasttext-grams=1", "imdb_fasttext has no 'grams'; it has: ngrams, pairs, name, "),
         ("mnist_mlp-", "mnist_mlp has no ''; it has: name, "),
     ],
 )
@@ -327,3 +330,17 @@ def test_defaults_are_those_of_keras_3():
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         optimizers.Optimizer(**settings)
+
+
+def test_a_prediction_is_a_case_of_its_own_and_a_wrong_one_is_found():
+    case, backend = cases.parse("mnist_mlp/predict/N5/float32"), shim.load("numpy")
+    assert (case.is_model, case.trains, str(case)) == (True, False, "mnist_mlp/predict/N5/float32")
+    assert clock.prepare(backend, case, "eager").call().shape == (5, 10)
+    assert 0 < parity.verify(backend, case, "eager")["worst"] < 1
+
+    def wrong(*args, **options):
+        trainer = backend.trainer(*args, **options)
+        return SimpleNamespace(predict=lambda x: 1.001 * trainer.predict(x))
+
+    with pytest.raises(parity.ParityError, match="the prediction differs from the contract"):
+        parity.verify(SimpleNamespace(**vars(backend) | {"trainer": wrong}), case, "eager")

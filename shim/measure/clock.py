@@ -73,7 +73,8 @@ def _trainer(backend: ModuleType, case: Case, mode: str, seed: int) -> tuple[Any
     backend.synchronize((x, labels))
     start = perf_counter()
     trainer = backend.trainer(model, params, model.optimizer, mode, seed)
-    return trainer, functools.partial(trainer.step, x, labels), perf_counter() - start
+    call = functools.partial(trainer.step, x, labels) if case.trains else functools.partial(trainer.predict, x)
+    return trainer, call, perf_counter() - start
 
 
 def block(call: Call, synchronize: Synchronize, loops: int) -> tuple[float, float, float]:

@@ -11,7 +11,8 @@ from datetime import datetime
 from typing import Any
 
 DASH = "\N{EN DASH}"
-DIRECTIONS = {"forward": "forward", "forward_backward": "forward + backward", "train_step": "training step"}
+OF_MODELS = {"train_step": "training step", "predict": "prediction"}
+DIRECTIONS = {"forward": "forward", "forward_backward": "forward + backward", **OF_MODELS}
 _UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 
 
@@ -160,8 +161,8 @@ class CaseName:
 
     @property
     def group(self) -> str:
-        """The heading under which the case stands: its op, or all training steps together."""
-        return "training step" if self.direction == DIRECTIONS["train_step"] else self.op
+        """The heading under which the case stands: its op, or the same of all models together."""
+        return self.direction if self.direction in OF_MODELS.values() else self.op
 
     @property
     def within_group(self) -> str:
