@@ -43,6 +43,19 @@ SHAPES = [
 ]
 DIRECTIONS = ["forward", "forward_backward"]
 
+# (model, batch and options, the least profile that measures it). Append only.
+MODELS = [
+    ("mnist_mlp", "N128", "fast"),
+    ("imdb_bidirectional_lstm", "N32", "fast"),
+    ("imdb_fasttext", "N32-ngrams=1", "fast"),
+    ("imdb_fasttext", "N32-pairs=100000", "regular"),
+    ("mnist_cnn", "N128", "regular"),
+    ("cifar10_cnn", "N32", "regular"),
+    ("lstm_text_generation", "N128", "regular"),
+    ("text_generator", "N128", "regular"),
+    ("imdb_fasttext", "N32", "thorough"),
+]
+
 
 def chosen_profile() -> str:
     """Return the profile asked for; raise ``ValueError`` with the choices if there is no such profile."""
@@ -62,13 +75,27 @@ def case_ids(op: str) -> list[str]:
 
 def outside_profile(op: str, profile: str = PROFILE) -> list[str]:
     """Return the ids of the cases that a profile leaves out."""
-    order = list(PROFILES)
     return [
         f"{op}/{d}/{shape}/float32"
         for name, shape, least in SHAPES
-        if name == op and order.index(least) > order.index(profile)
+        if name == op and _is_outside(least, profile)
         for d in DIRECTIONS
     ]
+
+
+def _is_outside(least: str, profile: str) -> bool:
+    order = list(PROFILES)
+    return order.index(least) > order.index(profile)
+
+
+def model_ids(direction: str) -> list[str]:
+    """Return the ids of the models' cases."""
+    return [f"{model}/{direction}/{shape}/float32" for model, shape, _ in MODELS]
+
+
+def models_outside_profile(direction: str, profile: str = PROFILE) -> list[str]:
+    """Return the ids of the models' cases that a profile leaves out."""
+    return [f"{model}/{direction}/{shape}/float32" for model, shape, least in MODELS if _is_outside(least, profile)]
 
 
 def grid(*axes: list[str]) -> list[list[str]]:

@@ -10,7 +10,7 @@ from asv import config, util
 
 from benchmarks import bench_import, bench_models, bench_ops, bench_overhead, common
 from benchmarks._optime import OpTimeBenchmark
-from shim import backends, cases, environments
+from shim import backends, cases, environments, models, parity
 from shim.measure import clock
 from tools import asv_backends
 
@@ -18,6 +18,9 @@ ROOT = Path(__file__).parents[1]
 SUITE = [
     *(v for v in vars(bench_ops).values() if isinstance(v, type) and v.__module__ == bench_ops.__name__),
     bench_models.TrainStep,
+    bench_models.Predict,
+    bench_models.Memory,
+    bench_models.Accuracy,
     bench_overhead.Overhead,
     bench_overhead.Harness,
 ]
@@ -34,8 +37,8 @@ def test_cases_are_written_as_shim_writes_them_and_once_each(benchmark):
 
 
 def test_every_op_that_is_measured_has_a_class():
-    assert {ids[0].split("/")[0] for ids in (b.params[1] for b in SUITE[:-3])} == {op for op, _, _ in common.SHAPES}
-    assert len(SUITE) == 6 + 3
+    assert {ids[0].split("/")[0] for ids in (b.params[1] for b in SUITE[:6])} == {op for op, _, _ in common.SHAPES}
+    assert len(SUITE) == 6 + 6
 
 
 def test_the_layers_of_the_two_models_are_measured_unless_the_profile_is_fast():
@@ -43,8 +46,37 @@ def test_the_layers_of_the_two_models_are_measured_unless_the_profile_is_fast():
     measured = {id for b in SUITE[:6] for id in b.params[1] if id not in b.left_out}
     assert common.PROFILE == "regular"
     assert layers <= measured
-    models = {case.id for case in cases.case_set("models", ["mnist_mlp", "imdb_bidirectional_lstm"])}
-    assert models == set(bench_models.TrainStep.params[1])
+
+
+@pytest.mark.parametrize("benchmark", [bench_models.TrainStep, bench_models.Predict, bench_models.Accuracy])
+def test_all_models_are_measured_unless_the_profile_is_fast(benchmark):
+    assert {id.split("/")[0] for id in benchmark.params[1] if id not in benchmark.left_out} == set(models.names())
+    (largest,) = benchmark.left_out
+    assert largest.startswith("imdb_fasttext/")
+    few = common.models_outside_profile("train_step", "fast")
+    assert len(bench_models.TrainStep.params[1]) - len(few) == 3
+
+
+def _prepared(kind, case_id):
+    found = kind()
+    found.setup("numpy", case_id)
+    return found
+
+
+def test_accuracy_is_that_of_a_trained_model_and_the_same_again(monkeypatch, tmp_path):
+    monkeypatch.setenv("SHIM_HOME", str(tmp_path))
+    monkeypatch.setenv("SHIM_DATA", str(tmp_path))
+    arguments = "numpy", "mnist_mlp/train_step/N128/float32"
+    first, second = (_prepared(bench_models.Accuracy, arguments[1]).track_accuracy(*arguments) for _ in range(2))
+    assert 0.7 < first == second < 1
+
+
+def test_the_process_whose_memory_is_measured_compares_nothing(monkeypatch):
+    monkeypatch.setattr(parity, "verify", None)
+    arguments = "numpy", "mnist_mlp/train_step/N128/float32"
+    _prepared(bench_models.Memory, arguments[1]).peakmem_training(*arguments)
+    with pytest.raises(NotImplementedError, match="not in the profile regular"):
+        _prepared(bench_models.Memory, "imdb_fasttext/train_step/N32/float32")
 
 
 @pytest.mark.parametrize("target", [*common.TARGETS, *bench_overhead.Harness.params[0]])
