@@ -28,6 +28,10 @@ EPILOGUES = {
     "  shim bench --resume .shim/runs/20260101-120000-article.jsonl",
     "report": "Examples:\n\n\b\n  shim report .shim/runs/20260101-120000-article.jsonl\n"
     "  shim report RUN --baseline torch --output page.html\n  shim report RUN --json",
+    "article": "Examples:\n\n\b\n  shim article --scale 0.02 --epochs 3\n"
+    "  shim article --backends tensorflow,cntk,torch --models mnist_mlp,mnist_cnn\n"
+    "  shim article --repeats 5 --output runs/article --json\n"
+    "  shim article --resume runs/article",
     "data": "Examples:\n\n\b\n  shim data                       which files are used, and their checksums\n"
     "  shim data --fetch mnist cifar10\n"
     "  shim data --json\n"
@@ -414,6 +418,67 @@ def train(
         )
     _show(run, path, None, path.with_suffix(".html"), as_json)
     if run.failures:
+        sys.exit(1)
+
+
+@command
+@backends_option
+@click.option("--models", "-m", "chosen", multiple=True, metavar="NAMES", help="Comma-separated; default: all seven.")
+@click.option("--scale", default=1.0, show_default=True, help="Share of the samples to train and to test on.")
+@click.option("--repeats", default=3, show_default=True, type=click.IntRange(1), help="Independent trainings of each.")
+@click.option("--epochs", type=click.IntRange(1), help="Default: as many as the article, for each model.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the first repeat, the next one has the next.")
+@click.option("--threads", type=click.IntRange(1), help="Threads for each backend; default: all cores.")
+@click.option("--baseline", metavar="NAME", help="What ratios compare with; default: tensorflow, as in the article.")
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="The folder of the run; default: in .shim/runs/.")
+@click.option("--resume", type=click.Path(exists=True, path_type=Path), help="Go on with an interrupted run's folder.")
+@json_option
+def article(
+    backends: tuple[str, ...],
+    chosen: tuple[str, ...],
+    scale: float,
+    repeats: int,
+    epochs: int | None,
+    seed: int,
+    threads: int | None,
+    baseline: str | None,
+    output: Path | None,
+    resume: Path | None,
+    as_json: bool,
+) -> None:
+    """Do the article's benchmark again: train the seven models on every backend, and set it beside 2017's figures.
+
+    Each training is a process of its own; nothing is lost when the run is interrupted. It ends with a table and a page.
+    At scale 1 this takes days on a small machine, at 0.02 minutes to hours.
+    """
+    from shim import article as benchmark
+    from shim.report import article as summaries
+    from shim.report import article_page
+
+    if resume:
+        if backends or chosen or epochs or threads or output:
+            raise click.UsageError("--resume takes everything else from the folder")
+        found = benchmark.resume(resume, Progress())
+    else:
+        found = benchmark.run(
+            output or _run_path("article").with_suffix(""),
+            targets=_targets(backends),
+            chosen=_split(chosen),
+            scale=scale,
+            repeats=repeats,
+            epochs=epochs,
+            seed=seed,
+            threads=threads,
+            progress=Progress(),
+        )
+    page = article_page.write(found, found.folder / "article.html", baseline)
+    summary = summaries.summary(found, baseline)
+    if as_json:
+        _print_json(summaries.as_json(summary))
+    else:
+        summaries.print_summary(summary, _console())
+        click.echo(f"folder    {found.folder}\nreport    {page}")
+    if summary.failures:
         sys.exit(1)
 
 

@@ -40,7 +40,7 @@ def render(run: Any, baseline: str | None = None) -> str:
     styles = colours.styles(summary.contestants)
     script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
     return (
-        _templates()
+        templates()
         .get_template("page.html")
         .render(
             summary=summary,
@@ -60,7 +60,7 @@ def render(run: Any, baseline: str | None = None) -> str:
             ],
             models=[_model(k, name, found, styles) for k, (name, found) in enumerate(_by_model(summary).items())],
             environment=list(flatten(run.header.get("environment", {}))),
-            contestants=_descriptions(run.workers),
+            contestants=descriptions(run.workers),
             command=shlex.join(words.line(part) for part in run.header.get("command", ())),
             run_file=words.line(Path(run.path).name) if getattr(run, "path", None) else "",
             samples=_samples(summary),
@@ -70,7 +70,7 @@ def render(run: Any, baseline: str | None = None) -> str:
 
 
 @cache
-def _templates() -> jinja2.Environment:
+def templates() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -195,7 +195,7 @@ def _model(number: int, name: str, found: Sequence[Training], styles: Mapping[st
     for key, label, from_zero in CURVES:
         if all(epoch.get(key) is None for training in found for epoch in training.epochs):
             continue  # nothing to test on
-        lines = {t.contestant: ([e["epoch"] for e in t.epochs], t.values(key)) for t in found}
+        lines = {t.contestant: [([e["epoch"] for e in t.epochs], t.values(key))] for t in found}
         svg = plots.curves(lines, styles, f"{name}: {label} by epoch", f"m{number}-{key}", from_zero)
         figures.append({"caption": label, "svg": Markup(svg)})
     return {"id": f"model-{number}", "name": name, "trainings": found, "figures": figures}
@@ -224,7 +224,7 @@ def _one_line(value: Any) -> str:
     return ", ".join(f"{key} {text}" for key, text in flatten(value)) if isinstance(value, Mapping) else str(value)
 
 
-def _descriptions(workers: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[str, str]]]:
+def descriptions(workers: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[str, str]]]:
     """Return what each target said about itself, once for each target."""
     found: dict[str, list[tuple[str, str]]] = {}
     for worker in workers:

@@ -66,12 +66,18 @@ class Strip:
     dots: Sequence[Dot]
 
 
-def times(strips: Sequence[Strip], styles: Mapping[str, colours.Style], title: str, identity: str) -> str:
+def times(
+    strips: Sequence[Strip],
+    styles: Mapping[str, colours.Style],
+    title: str,
+    identity: str,
+    label: str = "time of one call, logarithmic",
+) -> str:
     """Draw median times (seconds) with their intervals on a logarithmic axis; return SVG."""
 
     def axis(axes: Axes) -> None:
         _log_ticks(axes, words.round_duration)
-        axes.set_xlabel("time of one call, logarithmic")
+        axes.set_xlabel(label)
 
     return _dot_plot(strips, styles, axis, title, _describe(strips, words.duration), identity)
 
@@ -93,22 +99,25 @@ def ratios(
 
 
 def curves(
-    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    lines: Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]],
     styles: Mapping[str, colours.Style],
     title: str,
     identity: str,
     from_zero: bool = False,
+    label: str = "epoch",
 ) -> str:
-    """Draw one line for each contestant, ``{contestant: (epochs, values)}``; return SVG."""
+    """Draw the lines of each contestant, ``{contestant: [(epochs, values), ...]}``, one for each run; return SVG."""
     with matplotlib.rc_context(_RC):
         figure, axes = _figure(2.6 + 0.2 * math.ceil(len(lines) / 2))
-        for name, (epochs, values) in lines.items():
-            style = styles[name]
-            axes.plot(epochs, values, color=style.colour, linewidth=1.4, label=words.line(name, 24), **_marker(style))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        for name, runs in lines.items():
+            style, legend = styles[name], words.line(name, 24)
+            for epochs, values in runs:
+                axes.plot(epochs, values, color=style.colour, linewidth=1.4, label=legend, **_marker(style))
+                legend = "_"  # further lines have no place in it
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=label == "epoch"))
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.grid(color=_INK, alpha=_FAINT, linewidth=0.5)
-        axes.set_xlabel("epoch")
+        axes.set_xlabel(label)
         axes.margins(x=0.03, y=0.08)
         if from_zero:
             axes.set_ylim(bottom=0)
@@ -117,7 +126,8 @@ def curves(
         height = figure.get_figheight()
         axes.set_position((0.11, 0.48 / height, 0.86, 1 - (0.62 + 0.2 * rows) / height))
         axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, frameon=False, borderaxespad=0.3)
-        ends = [f"{name} {words.number(values[-1])}" for name, (_, values) in lines.items() if len(values)]
+        last = {name: [words.number(values[-1]) for _, values in runs if len(values)] for name, runs in lines.items()}
+        ends = [f"{name} {' and '.join(values)}" for name, values in last.items() if values]
         return _svg(figure, title, f"After the last epoch: {', '.join(ends)}.", identity)
 
 
@@ -201,7 +211,7 @@ def _log_ticks(axes: Axes, write: Callable[[float], str]) -> None:
     digits: tuple[float, ...] = (1.0,) if decades > 3 else (1.0, 3.0) if decades > 1.6 else (1.0, 2.0, 5.0)
     if decades < 0.7:
         digits = (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
-    axes.xaxis.set_major_locator(LogLocator(subs=digits, numticks=12))
+    axes.xaxis.set_major_locator(LogLocator(subs=digits, numticks=12 if decades < 3.5 else 5))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: write(value)))

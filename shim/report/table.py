@@ -93,7 +93,7 @@ def _case_table(
 ) -> Table:
     """Return the table of a case; columns are as wide in every case, so that tables stand in line."""
     unit = case.unit
-    table = _table(wide, "contestant", f">time, {unit.name}", "", ">ratio", "", "verdict")
+    table = empty_table(wide, "contestant", f">time, {unit.name}", "", ">ratio", "", "verdict")
     for column, width in zip(table.columns, (longest, 8, 14, 6, 14, 13), strict=True):
         column.min_width = width
     if wide:
@@ -118,7 +118,9 @@ def _case_table(
 
 
 def _training_table(model: str, summary: Summary) -> Table:
-    table = _table(True, "contestant", ">epochs", ">accuracy", ">test loss", ">loss", ">epoch", ">first epoch", "data")
+    table = empty_table(
+        True, "contestant", ">epochs", ">accuracy", ">test loss", ">loss", ">epoch", ">first epoch", "data"
+    )
     for training in summary.trainings:
         if training.model == model:
             last = training.epochs[-1]
@@ -135,7 +137,7 @@ def _training_table(model: str, summary: Summary) -> Table:
     return table
 
 
-def _table(roomy: bool, *columns: str) -> Table:
+def empty_table(roomy: bool, *columns: str) -> Table:
     """Return an empty table; a column whose heading starts with ``>`` holds numbers."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 2 if roomy else 1, 0, 0), pad_edge=False, show_edge=False)
     for heading in columns:
