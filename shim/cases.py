@@ -201,19 +201,32 @@ SMOKE: tuple[tuple[str, dict[str, int], dict[str, Any]], ...] = (
     ("lstm", {"N": 3, "T": 5, "I": 7, "H": 5}, {}),
     ("embedding_average", {"N": 5, "T": 7, "V": 11, "D": 3}, {}),
 )
-SETS = ("article", "models", "smoke")
+# The training steps of all seven models, small enough that each backend does one in a fraction of a second.
+SCALED: tuple[tuple[str, int, dict[str, Any]], ...] = (
+    ("mnist_mlp", 128, {}),
+    ("mnist_cnn", 32, {}),
+    ("cifar10_cnn", 16, {}),
+    ("imdb_bidirectional_lstm", 32, {}),
+    ("imdb_fasttext", 32, {"pairs": 100_000}),
+    ("lstm_text_generation", 32, {}),
+    ("text_generator", 32, {}),
+)
+SCALED_LAYERS = ("mnist_mlp", "imdb_bidirectional_lstm")  # the cheap ones; the others are in the set article
+SETS = ("article", "models", "scaled", "smoke")
 
 
 def case_set(name: str, models: Iterable[str] = (), dtype: str = "float32") -> list[Case]:
     """Return the cases of a set, each layer once and forward before forward+backward.
 
-    ``models`` keeps only the layers (or the training steps) of these models; none given means all. For training
-    steps a model may be a variant such as ``imdb_fasttext-ngrams=1``.
+    ``models`` keeps only the layers or the training steps of these models; none given means all. In the set ``models``,
+    a model may be a variant such as ``imdb_fasttext-ngrams=1``.
     Raises ``ValueError`` for an unknown set or model.
     """
     models = tuple(models)
     if name == "models":
         return _train_steps(models, dtype)
+    if name == "scaled":
+        return _scaled(models, dtype)
     if name == "smoke":
         layers = list(SMOKE)
     elif name == "article":
@@ -231,6 +244,17 @@ def _train_steps(chosen: tuple[str, ...], dtype: str) -> list[Case]:
     from shim import models
 
     return [of_model(name, TRAIN_STEP, None, dtype, {}) for name in chosen or models.names()]
+
+
+def _scaled(chosen: tuple[str, ...], dtype: str) -> list[Case]:
+    """Return the layers of two models and the training steps of all, or what belongs to the chosen models."""
+    names = [name for name, _, _ in SCALED]
+    for name in chosen:
+        if name not in names:
+            raise ValueError(f"unknown model {name!r}; the models are: {', '.join(names)}")
+    steps = [of_model(m, TRAIN_STEP, n, dtype, options) for m, n, options in SCALED if not chosen or m in chosen]
+    layers = [name for name in SCALED_LAYERS if not chosen or name in chosen]
+    return [*(case_set("article", layers, dtype) if layers else []), *steps]
 
 
 def of_model(name: str, direction: str, batch_size: int | None, dtype: str, options: Mapping[str, Any]) -> Case:

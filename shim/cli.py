@@ -248,7 +248,7 @@ def _print_check(target: str, result: dict[str, Any]) -> None:
 
 
 @command
-@click.option("--set", "case_set", default="article", show_default=True, help="article, models or smoke.")
+@click.option("--set", "case_set", default="article", show_default=True, help="article, models, scaled or smoke.")
 @click.option("--model", "models", multiple=True, help="Only the layers of this model; may be repeated.")
 @click.option("--case", "ids", multiple=True, help="A case by its id instead of a set; may be repeated.")
 @backends_option

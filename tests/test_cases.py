@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shim import cases, contract, parity
+from shim import cases, contract, models, parity
 
 
-@pytest.mark.parametrize("name", ["article", "smoke"])
+@pytest.mark.parametrize("name", cases.SETS)
 def test_every_case_of_a_set_comes_back_from_its_id(name):
     found = cases.case_set(name)
     assert len({case.id for case in found}) == len(found) > 0
@@ -29,6 +29,16 @@ def any_case(draw):
 @given(any_case())
 def test_any_case_comes_back_from_its_id(case):
     assert cases.parse(case.id) == case
+
+
+def test_the_scaled_set_has_a_step_of_every_model_and_the_layers_of_two():
+    found = cases.case_set("scaled")
+    assert {case.op for case in found if case.is_model} == set(models.names())
+    assert {case for case in found if not case.is_model} == set(cases.case_set("article", cases.SCALED_LAYERS))
+    ids = [case.id for case in cases.case_set("scaled", ["imdb_fasttext"])]
+    assert ids == ["imdb_fasttext/train_step/N32-pairs=100000/float32"]
+    with pytest.raises(ValueError, match="unknown model 'resnet'; the models are: mnist_mlp, mnist_cnn"):
+        cases.case_set("scaled", ["resnet"])
 
 
 def test_ids_are_the_documented_ones():

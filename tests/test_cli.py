@@ -94,7 +94,7 @@ def test_version():
         (["bench", "--backends", "torch@new"], "target 'torch@new': 'new' is not a version"),
         (["bench", "--backends", "torch"], "there is no environment for 'torch'; make it with: shim env torch"),
         (["bench"], "no backend is installed yet; run 'shim env numpy tensorflow jax torch'"),
-        (["bench", "--set", "all"], "unknown case set 'all'; the sets are: article, models, smoke"),
+        (["bench", "--set", "all"], "unknown case set 'all'; the sets are: article, models, scaled, smoke"),
         (["bench", "--model", "resnet"], "unknown model 'resnet'; the models are: imdb_bidirectional_lstm"),
         (["bench", "--dtype", "int8"], "unknown dtype 'int8'; the dtypes are: float32"),
         (["bench", "--case", "dense"], "case 'dense' is not of the form op/direction/shape/dtype"),
