@@ -12,6 +12,7 @@ import sys
 import tarfile
 import threading
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -289,6 +290,17 @@ def test_a_file_of_something_else_is_refused(monkeypatch, tmp_path, mnist_folder
     np.savez_compressed(tmp_path / "mnist.npz", **arrays)
     monkeypatch.setenv("SHIM_DATA", str(tmp_path))
     with pytest.raises(data.DataError, match=message):
+        data.load("mnist")
+
+
+def test_a_header_that_promises_more_than_memory_holds_is_refused(monkeypatch, tmp_path, mnist_folder):
+    with zipfile.ZipFile(tmp_path / "mnist.npz", "w") as archive, np.load(mnist_folder / "mnist.npz") as arrays:
+        for name in arrays:
+            with archive.open(f"{name}.npy", "w") as member:
+                header = {"descr": "|u1", "fortran_order": False, "shape": (2**50, 28, 28)}
+                np.lib.format.write_array_header_1_0(member, header)
+    monkeypatch.setenv("SHIM_DATA", str(tmp_path))
+    with pytest.raises(data.DataError, match=rf"{tmp_path}/mnist\.npz"):
         data.load("mnist")
 
 

@@ -486,7 +486,20 @@ def test_an_epoch_that_only_the_checkpoint_knows_reaches_the_run_file(monkeypatc
     assert [e["epoch"] for e in run.epochs] == [1, 2, 3]
 
 
-@pytest.mark.parametrize("damage", [lambda f: f.unlink(), lambda f: f.write_bytes(f.read_bytes()[:-99])])
+class _Hostile:
+    def __reduce__(self):
+        return os.mkdir, ("ran",)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda f: f.unlink(),
+        lambda f: f.write_bytes(f.read_bytes()[:-99]),
+        lambda f: np.savez(f, record=np.array([_Hostile()])),
+    ],
+    ids=["missing", "truncated", "hostile"],
+)
 def test_without_its_checkpoint_a_training_starts_again_and_says_so(monkeypatch, tmp_path, dying, damage):
     dying(25)
     run = _train(tmp_path / "run.jsonl")
@@ -498,6 +511,7 @@ def test_without_its_checkpoint_a_training_starts_again_and_says_so(monkeypatch,
     assert _losses(run)[:2] == before
     assert [e["epoch"] for e in run.epochs] == [1, 2, 3]
     assert "training starts from its first epoch again" in progress.notes[0]
+    assert not Path("ran").exists()
 
 
 def test_a_full_disk_at_a_checkpoint_leaves_the_one_before_and_training_goes_on(monkeypatch, tmp_path):
