@@ -13,10 +13,28 @@ from time import perf_counter
 
 from asv_runner.benchmarks import benchmark_types
 from asv_runner.benchmarks._base import _get_first_attr
+from asv_runner.benchmarks.peakmem import PeakMemBenchmark
 from asv_runner.benchmarks.time import TimeBenchmark
+from asv_runner.benchmarks.track import TrackBenchmark
 
 
-class OpTimeBenchmark(TimeBenchmark):
+class _LeftOut:
+    """asv stores ``left_out`` beside the parameters, where the environment plugin sees what need not be started."""
+
+    def __init__(self, name, func, attr_sources):
+        super().__init__(name, func, attr_sources)
+        self.left_out = list(_get_first_attr(attr_sources, "left_out", []))
+
+
+class Track(_LeftOut, TrackBenchmark):
+    """asv's kind ``track_``, without processes for cases outside the profile."""
+
+
+class PeakMemory(_LeftOut, PeakMemBenchmark):
+    """asv's kind ``peakmem_``, without processes for cases outside the profile."""
+
+
+class OpTimeBenchmark(_LeftOut, TimeBenchmark):
     """Time a prepared case: seconds a call, one synchronisation a sample.
 
     asv's attributes mean what they mean elsewhere: ``number`` calls a sample (0: as many as take ``sample_time``
@@ -24,11 +42,6 @@ class OpTimeBenchmark(TimeBenchmark):
     """
 
     name_regex = re.compile("^(Timeop[A-Z_].+)|(timeop_.+)$")
-
-    def __init__(self, name, func, attr_sources):
-        super().__init__(name, func, attr_sources)
-        # asv stores this beside the parameters, where the environment plugin looks for what need not be started
-        self.left_out = list(_get_first_attr(attr_sources, "left_out", []))
 
     def run(self, *params):
         """Return the samples in the form that makes asv compute a median and its interval, and keep the samples."""
@@ -46,5 +59,4 @@ class OpTimeBenchmark(TimeBenchmark):
         return {"samples": samples, "number": number}
 
 
-if OpTimeBenchmark not in benchmark_types:
-    benchmark_types.insert(0, OpTimeBenchmark)
+benchmark_types[:0] = [kind for kind in (OpTimeBenchmark, Track, PeakMemory) if kind not in benchmark_types]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections import Counter
 from io import StringIO
@@ -96,6 +97,18 @@ def test_what_weakens_a_comparison_stands_first(folder):
         assert warning.startswith(start)
     assert "imdb_bidirectional_lstm: with a single epoch, its time includes what is compiled" in found.warnings[-1]
     assert all(warning[:30] in _printed(found, 100) for warning in found.warnings)
+
+
+def test_a_first_epoch_is_never_taken_for_another_one(folder):
+    for repeat in range(3):
+        records = [r for r in _run("mnist_mlp", repeat, 3) if r.get("target") != "torch" or r.get("epoch") == 1]
+        example.write(folder / f"mnist_mlp.{repeat + 1}.jsonl", records)
+    torch = summaries.summary(article.read(folder)).results["mnist_mlp"][1]
+    assert math.isnan(torch.train.value)
+    assert (torch.first.value, torch.ratio, torch.contestant) == (pytest.approx(7.01), None, "torch")
+    single = summaries.summary(article.read(folder)).results["imdb_bidirectional_lstm"]
+    assert [result.train.value == result.first.value for result in single] == [True, True]
+    assert "torch" in article_page.render(summaries.summary(article.read(folder)))
 
 
 def test_a_repeat_that_failed_on_one_backend_pairs_with_nothing(folder):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from asv import config, util
+from asv_runner.benchmarks import benchmark_types
 
 from benchmarks import bench_import, bench_models, bench_ops, bench_overhead, common
 from benchmarks._optime import OpTimeBenchmark
@@ -181,6 +182,17 @@ def test_the_kind_reports_seconds_and_what_its_profile_leaves_out():
 
 
 # ----------------------------------------------------------------------------------------------- what the shim costs
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "method", "kind"),
+    [(bench_models.Memory, "peakmem_training", "peakmemory"), (bench_models.Accuracy, "track_accuracy", "track")],
+)
+def test_asvs_own_kinds_say_too_what_the_profile_leaves_out(benchmark, method, kind):
+    (found,) = {b for b in benchmark_types if b.name_regex.match(method) and b.__module__ == "benchmarks._optime"}
+    made = found(f"bench_models.{method}", getattr(benchmark, method), [benchmark])
+    assert (made.type, made.left_out) == (kind, benchmark.left_out)
+    assert next(b for b in benchmark_types if b.name_regex.match(method)) is found
 
 
 def test_the_interval_of_a_median_is_one_of_order_statistics():

@@ -87,19 +87,23 @@ def summary(article: Article, baseline: str | None = None) -> Summary:
             for label in labels
         }
         trained = {label: repeats for label, repeats in epochs.items() if any(repeats)}
-        results[model] = tuple(_result(model, label, trained, base) for label in trained)
+        first = 0 if article.plan["models"][model] == 1 else 1  # an only epoch has to do
+        results[model] = tuple(_result(model, label, trained, base, first) for label in trained)
         failures += [failure | {"model": model} for found in summaries for failure in found.failures]
         published[model] = tuple(log for log in article_2017.logs() if log.model == model)
     return Summary(article, base, results, published, tuple(failures), tuple(_warnings(article, results, failures)))
 
 
-def _result(model: str, label: str, trained: dict[str, list[tuple[dict[str, Any], ...]]], base: str) -> Result:
+def _result(
+    model: str, label: str, trained: dict[str, list[tuple[dict[str, Any], ...]]], base: str, first: int
+) -> Result:
+    """Compute intervals and ratio of a contestant; ``first`` is the index of the first epoch that counts."""
     repeats = trained[label]
     measure = "loss" if any(e.get("test_accuracy") is None for epochs in repeats for e in epochs) else "test_accuracy"
-    train = _steady(repeats, "train_seconds")
+    train = [row[first:] for row in _column(repeats, "train_seconds")]
     evaluate = [[seconds or None for seconds in row] for row in _column(repeats, "evaluate_seconds")]
-    other = _steady(trained[base], "train_seconds") if base in trained and base != label else None
-    ratio = statistics.ratio(train, other) if other else None
+    other = [row[first:] for row in _column(trained.get(base, []), "train_seconds")]
+    ratio = statistics.ratio(train, other) if other and base != label else None
     return Result(
         model=model,
         contestant=label,
@@ -107,7 +111,7 @@ def _result(model: str, label: str, trained: dict[str, list[tuple[dict[str, Any]
         train=statistics.median_time(train),
         evaluate=statistics.median_time(evaluate),
         first=statistics.median_time([row[:1] for row in _column(repeats, "train_seconds")]),
-        per_thousand=statistics.median_time(_per_thousand(repeats)),
+        per_thousand=statistics.median_time([[_of_thousand(epoch) for epoch in epochs[first:]] for epochs in repeats]),
         ratio=None if ratio is None or math.isnan(ratio.value) else ratio,
         final=statistics.median_time([row[-1:] for row in _column(repeats, measure)]),
         measure=measure,
@@ -116,16 +120,6 @@ def _result(model: str, label: str, trained: dict[str, list[tuple[dict[str, Any]
 
 def _column(repeats: Iterable[Sequence[dict[str, Any]]], key: str) -> Samples:
     return [[epoch.get(key) for epoch in epochs] for epochs in repeats]
-
-
-def _steady(repeats: Iterable[Sequence[dict[str, Any]]], key: str) -> Samples:
-    """Return a column without first epochs, unless there are no others."""
-    rows = _column(repeats, key)
-    return [row[1:] for row in rows] if any(len(row) > 1 for row in rows) else rows
-
-
-def _per_thousand(repeats: Iterable[Sequence[dict[str, Any]]]) -> Samples:
-    return _steady([[{"seconds": _of_thousand(epoch)} for epoch in epochs] for epochs in repeats], "seconds")
 
 
 def _of_thousand(epoch: dict[str, Any]) -> float | None:
