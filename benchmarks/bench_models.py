@@ -7,7 +7,7 @@ import tempfile
 
 from .common import PROFILE, Benchmark, Timed, grid, load, model_ids, models_outside_profile, parse
 
-SAMPLES = 3200  # to train on, and at most a quarter of it to test on
+SAMPLES = 1600  # to train on, and at most a quarter of it to test on
 STEPS = 5
 
 

@@ -69,7 +69,7 @@ def test_accuracy_is_that_of_a_trained_model_and_the_same_again(monkeypatch, tmp
     monkeypatch.setenv("SHIM_DATA", str(tmp_path))
     arguments = "numpy", "mnist_mlp/train_step/N128/float32"
     first, second = (_prepared(bench_models.Accuracy, arguments[1]).track_accuracy(*arguments) for _ in range(2))
-    assert 0.7 < first == second < 1
+    assert 0.5 < first == second < 1
 
 
 def test_the_process_whose_memory_is_measured_compares_nothing(monkeypatch):
