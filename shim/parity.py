@@ -137,7 +137,7 @@ def reference_id(case: cases.Case) -> str:
 @functools.cache
 def _sources(model: bool) -> tuple[bytes, ...]:
     package = Path(__file__).parent
-    paths = [package / "contract.py", package / "cases.py", Path(__file__)]
+    paths = [package / "contract.py", package / "entry.py", package / "cases.py", Path(__file__)]
     if model:
         paths += sorted((package / "models").glob("*.py"))
     return tuple(path.read_bytes() for path in paths)

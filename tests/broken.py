@@ -61,11 +61,20 @@ def _last_use_only(op, options, args, y, grads):
     return y, [wrong]
 
 
+def _gates_of_keras_3(op, options, args, y, grads):
+    """Give the hard sigmoids Keras 3's slope of 1/6."""
+    if options.get("recurrent_activation") != "hard_sigmoid":
+        return y, grads
+    weights = [a * np.repeat(np.array([5 / 6, 5 / 6, 1, 5 / 6], a.dtype), a.shape[-1] // 4) for a in args[1:]]
+    return shim.load("numpy").forward(op, options, "eager").bare(args[0], *weights), grads
+
+
 #: name -> (ops that have the fault, change of the arguments, change of the results)
 FAULTS = {
     "zero gradient": ({"dense", "conv2d", "lstm", "embedding_average"}, None, _zero_gradient),
     "missing bias gradient": ({"dense", "conv2d", "lstm"}, None, _missing_bias_gradient),
     "swapped gates": ({"lstm", "bilstm"}, _swap_gates, None),
+    "hard sigmoids of Keras 3": ({"lstm", "bilstm"}, None, _gates_of_keras_3),
     "dropped step": ({"lstm"}, lambda a: [a[0][:, [1, *range(1, a[0].shape[1])]], *a[1:]], None),
     "flipped kernel": ({"conv2d"}, lambda a: [a[0], a[1][::-1, ::-1].copy(), a[2]], None),
     "off-by-one padding": ({"conv2d"}, None, _off_by_one_padding),

@@ -46,9 +46,14 @@ def sigmoid(v):
     return 1 / (1 + math.exp(-v))
 
 
-def test_lstm_follows_its_equations_one_number_at_a_time():
+def hard_sigmoid(v):
+    return min(max(0.2 * v + 0.5, 0.0), 1.0)
+
+
+@pytest.mark.parametrize("gate", [sigmoid, hard_sigmoid])
+def test_lstm_follows_its_equations_one_number_at_a_time(gate):
     x, w_x, w_h, b = draw(2, 3, 5), draw(5, 16), draw(4, 16), draw(16)
-    y = contract.lstm(x, w_x, w_h, b, return_sequences=True)
+    y = contract.lstm(x, w_x, w_h, b, return_sequences=True, recurrent_activation=gate.__name__)
     for n in range(2):
         h, c = [0.0] * 4, [0.0] * 4
         for t in range(3):
@@ -56,10 +61,10 @@ def test_lstm_follows_its_equations_one_number_at_a_time():
                 sum(x[n, t, i] * w_x[i, k] for i in range(5)) + sum(h[j] * w_h[j, k] for j in range(4)) + b[k]
                 for k in range(16)
             ]
-            c = [sigmoid(z[4 + j]) * c[j] + sigmoid(z[j]) * math.tanh(z[8 + j]) for j in range(4)]
-            h = [sigmoid(z[12 + j]) * math.tanh(c[j]) for j in range(4)]
+            c = [gate(z[4 + j]) * c[j] + gate(z[j]) * math.tanh(z[8 + j]) for j in range(4)]
+            h = [gate(z[12 + j]) * math.tanh(c[j]) for j in range(4)]
             np.testing.assert_allclose(y[n, t], h, rtol=1e-12)
-    np.testing.assert_array_equal(contract.lstm(x, w_x, w_h, b), y[:, -1])
+    np.testing.assert_array_equal(contract.lstm(x, w_x, w_h, b, recurrent_activation=gate.__name__), y[:, -1])
 
 
 def test_a_reversed_lstm_reads_the_sequence_backwards_and_stays_aligned():

@@ -34,6 +34,7 @@ DROPOUT = {
     "mnist_cnn": [0.25, 0.5],
     "mnist_mlp": [0.2, 0.2],
 }
+WITH_LSTM = ("imdb_bidirectional_lstm", "lstm_text_generation", "text_generator")
 OPTIMIZERS = (optimizers.sgd(), optimizers.rmsprop(), optimizers.adam(), optimizers.adadelta())
 
 
@@ -103,7 +104,13 @@ def test_the_second_head_counts_a_fifth():
 
 @pytest.mark.parametrize(
     ("name", "option", "value"),
-    [("imdb_fasttext", "ngrams", 1), ("imdb_fasttext", "pairs", 100_000), ("lstm_text_generation", "inputs", "ids")],
+    [
+        ("imdb_fasttext", "ngrams", 1),
+        ("imdb_fasttext", "pairs", 100_000),
+        ("imdb_fasttext", "optimizer", "sgd"),
+        ("lstm_text_generation", "inputs", "ids"),
+        *((name, "recurrent_activation", "hard_sigmoid") for name in WITH_LSTM),
+    ],
 )
 def test_variants_are_written_as_in_case_ids(name, option, value):
     model = models.load(f"{name}-{option}={value}")
@@ -122,13 +129,50 @@ def test_variants_are_written_as_in_case_ids(name, option, value):
     ("name", "message"),
     [
         ("imdb_fasttext-ngrams=3", "imdb_fasttext: ngrams=3 is not one of 2, 1"),
-        ("imdb_fasttext-grams=1", "imdb_fasttext has no 'grams'; it has: ngrams, pairs, name, "),
+        (
+            "imdb_fasttext-grams=1",
+            "imdb_fasttext has no 'grams'; it has: ngrams, pairs, optimizer, table_gradient, name, ",
+        ),
+        ("imdb_fasttext-table_gradient=rows", "write imdb_fasttext-optimizer=sgd-table_gradient=rows"),
         ("mnist_mlp-", "mnist_mlp has no ''; it has: name, "),
     ],
 )
 def test_unknown_variants_are_answered_with_the_choices(name, message):
     with pytest.raises(ValueError, match=message):
         models.load(name)
+
+
+@pytest.mark.parametrize("name", WITH_LSTM)
+def test_the_lstm_of_2017_has_hard_sigmoids(name):
+    def gates(name):
+        calls = models.record(models.load(name))
+        return [dict(c.options).get("recurrent_activation") for c in calls if c.op in ("lstm", "bilstm")]
+
+    assert gates(name) == [None]
+    assert gates(name + "-recurrent_activation=hard_sigmoid") == ["hard_sigmoid"]
+
+
+@pytest.mark.parametrize("name", ["imdb_bidirectional_lstm", "imdb_fasttext", "text_generator"])
+def test_steps_may_be_on_the_rows_in_use(name):
+    model = models.load(name, optimizer="sgd", table_gradient="rows")
+    assert model.label == f"{name}-optimizer=sgd-table_gradient=rows"
+    assert (model.optimizer.name, models.with_rows(model, model.optimizer)) == ("sgd", True)
+    assert models.tables_by_rows(model, model.initial(), model.optimizer) == ["embedding"]
+    assert not models.with_rows(models.load(name), model.optimizer)
+
+
+@pytest.mark.parametrize(
+    ("name", "tables"),
+    [
+        ("mnist_mlp", []),
+        ("lstm_text_generation-inputs=ids", []),  # its table is not trained
+        ("text_generator", []),  # 57 rows, of which a batch looks 5,120 up
+        ("imdb_bidirectional_lstm", ["embedding"]),
+    ],
+)
+def test_large_tables_are_differentiated_by_rows(name, tables):
+    model = models.load(name)
+    assert models.tables_by_rows(model, model.initial(), model.optimizer) == tables
 
 
 def test_ids_and_one_hot_vectors_are_the_same_model():

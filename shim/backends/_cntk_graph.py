@@ -97,6 +97,12 @@ def variable(shape, dtype, is_float=True):
     return C.input_variable(shape, dtype=dtype.type, dynamic_axes=[], needs_gradient=is_float)
 
 
+def batched(function, x):
+    """Apply a function of samples to an array of them, through CNTK's batch axis."""
+    y = C.unpack_batch(function(C.to_batch(x)))
+    return C.reshape(y, (x.shape[0], *y.shape[1:]))
+
+
 def run(function, feed, outputs, keep=NOTHING):
     """``Function.forward`` without the conversions around it; return what ``backward`` needs and the values."""
     global used

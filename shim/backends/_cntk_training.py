@@ -10,6 +10,7 @@ import numpy as np
 from shim import contract, models
 from shim.backends import _cntk_graph as graph
 from shim.backends._cntk_graph import C
+from shim.backends._handwritten import Rows
 from shim.backends._state import pack, refill
 from shim.backends._updates import update
 from shim.models import optimizers
@@ -73,6 +74,35 @@ def _input(value, dtype):
     return graph.variable(value.shape, dtype, is_float=not isinstance(value, graph.Ids))
 
 
+class _RowsInUse:
+    """The rows of tables that a batch uses, in small tables of one size that a graph computes on.
+
+    NumPy brings them there and moves those of the tables themselves after the step: the cost does not depend on the
+    length of the tables. The gradient of a sparse ``C.times`` would not be dense either, but takes ten times as long;
+    see ``docs/cntk.md``.
+    """
+
+    def __init__(self, tables, ids):
+        self._tables, size = tables, ids.host.size + 1
+        self._rows = {name: np.zeros((size, table.shape[1]), table.dtype) for name, table in tables.items()}
+        self._gradients = {name: np.zeros_like(rows) for name, rows in self._rows.items()}
+        self.parameters = {name: graph.shared(rows) for name, rows in self._rows.items()}
+        self.slots = {self.parameters[name]: graph.lent(gradient) for name, gradient in self._gradients.items()}
+
+    def bring(self, ids):
+        """Fill the small tables and return the places of ``ids`` in them; that of 0, the padding, is 0."""
+        ids.check("ids", min(map(len, self._tables.values())))
+        self._ids, places = np.unique(np.append(0, ids.host), return_inverse=True)
+        for name, table in self._tables.items():
+            table.take(self._ids, axis=0, out=self._rows[name][: len(self._ids)], mode="clip")
+            self.parameters[name].record_value_update()
+        return graph.Ids(places[1:].reshape(ids.shape).astype(np.int32))
+
+    def gradients(self):
+        """Return the gradient of each table as its rows."""
+        return {name: Rows([(self._ids, g[: len(self._ids)])]) for name, g in self._gradients.items()}
+
+
 class Trainer:
     """One graph for each batch size and purpose, over parameters whose memory is that of the NumPy weights.
 
@@ -86,7 +116,10 @@ class Trainer:
         self._dtype = next(iter(self._weights.values())).dtype
         self._parameters = {name: graph.shared(w) for name, w in self._weights.items()}
         self._trained = models.trained(model, self._weights)
-        self._gradients = {name: np.zeros_like(self._weights[name]) for name in self._trained}
+        by_rows = models.with_rows(model, optimizer) or optimizer.name == "adam"
+        names = models.tables_by_rows(model, params, optimizer) if by_rows else ()
+        self._tables = {name: self._weights[name] for name in names}
+        self._gradients = {name: np.zeros_like(self._weights[name]) for name in self._trained if name not in names}
         self._slots = {self._parameters[name]: graph.lent(g) for name, g in self._gradients.items()}
         self._states = {name: optimizers.init(optimizer, self._weights[name]) for name in self._trained}
         self._one = graph.array(np.ones((), self._dtype))
@@ -97,11 +130,12 @@ class Trainer:
         key = x.shape, x.dtype, labels.shape
         if key not in self._steps:
             self._steps[key] = self._build_step(x, labels)
-        batch, function, total, loss, moments, slots = self._steps[key]
+        batch, function, total, loss, moments, slots, rows = self._steps[key]
+        x = rows.bring(x) if rows else x
         state, outputs = graph.run(function, batch.feed(self._dtype, x, labels), function.outputs, {total})
         value, moved = graph.clone(outputs[loss]), [graph.clone(outputs[moment]) for moment in moments]
         graph.pull_back(function, state, {total: self._one}, dict(slots))
-        for name, gradient in self._gradients.items():
+        for name, gradient in (self._gradients | (rows.gradients() if rows else {})).items():
             update(self._optimizer, np, self._count, self._weights[name], gradient, self._states[name])
         for name, moment in zip(itertools.chain(*self._model.moments), moved, strict=True):
             weight = self._weights[name]
@@ -126,7 +160,7 @@ class Trainer:
     def predict(self, x):
         key = x.shape, x.dtype
         if key not in self._predictions:
-            batch = self._build(x, dropout=_identity, batch_norm=self._backend.batch_norm.bare)
+            batch = self._build(self._parameters, x, dropout=_identity, batch_norm=self._backend.batch_norm.bare)
             self._predictions[key] = batch, C.combine([batch.logits])
         batch, function = self._predictions[key]
         _, outputs = graph.run(function, batch.feed(self._dtype, x), function.outputs)
@@ -168,15 +202,19 @@ class Trainer:
             moments.extend(self._backend.moments(x))
             return self._backend.batch_norm.bare(x, gamma, beta, *moments[-2:])
 
-        batch = self._build(x, labels, dropout=drop if self._model.dropout else _identity, batch_norm=normalise)
+        rows = _RowsInUse(self._tables, x) if self._tables else None
+        small, slots = (rows.parameters, self._slots | rows.slots) if rows else ({}, self._slots)
+        dropout = drop if self._model.dropout else _identity
+        batch = self._build(self._parameters | small, x, labels, dropout=dropout, batch_norm=normalise)
         function = C.combine(list({node.uid: node for node in (batch.total, batch.loss, *moments)}.values()))
         reached = {p.uid for p in function.parameters}
-        slots = {p: slot for p, slot in self._slots.items() if p.uid in reached}
+        slots = {p: slot for p, slot in slots.items() if p.uid in reached}
         total, loss, *moments = (node.output for node in (batch.total, batch.loss, *moments))
-        return batch, function, total, loss, moments, slots
+        return batch, function, total, loss, moments, slots, rows
 
     def _build_evaluation(self, x, labels):
-        batch = self._build(x, labels, dropout=_identity, batch_norm=self._backend.batch_norm.bare)
+        normalise = self._backend.batch_norm.bare
+        batch = self._build(self._parameters, x, labels, dropout=_identity, batch_norm=normalise)
         if len(batch.logits.shape) == 2:
             predicted = C.reshape(C.argmax(batch.logits, axis=-1), batch.labels.shape)
         else:
@@ -184,9 +222,9 @@ class Trainer:
         right = C.reduce_sum(C.equal(predicted, batch.labels), axis=C.Axis.all_static_axes())
         return batch, C.combine([batch.loss, right])
 
-    def _build(self, x, labels=None, **replaced):
+    def _build(self, parameters, x, labels=None, **replaced):
         ops = bare_ops(self._backend, **replaced)
-        return _Batch(ops, self._model, self._parameters, self._dtype, x, labels)
+        return _Batch(ops, self._model, parameters, self._dtype, x, labels)
 
 
 def _identity(x, *, rate=0.0):

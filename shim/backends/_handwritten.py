@@ -6,6 +6,8 @@ argument and returns None there, which spares the layer next to the data its lar
 :class:`Workspace`: it holds the buffers of one call site, so a pullback holds until the next call with the same one.
 Results and gradients are new arrays, with three exceptions: the gradient of a table is a buffer of its workspace, dense
 but cleared only where the call before had written; ``flatten`` returns a view, as does its gradient.
+
+``embedding`` and ``embedding_average`` with ``table_gradient="rows"`` return :class:`Rows` instead of that buffer.
 """
 
 from __future__ import annotations
@@ -18,6 +20,22 @@ from shim.backends._handwritten_lstm import bilstm, lstm
 EPSILON = 1e-3  # of batch_norm, Keras' default
 BLOCK = 2**17  # elements that a pass over large arrays handles at a time, so that they stay in the cache
 SAMPLES = 64  # samples whose ids are counted in one matrix
+
+
+class Rows:
+    """The gradient of a table as pieces (ids, rows), ids unique in a piece; what no piece names is zero."""
+
+    def __init__(self, pieces):
+        self.pieces = pieces
+
+    def __add__(self, other):
+        return Rows(self.pieces + other.pieces)
+
+    def summed(self, xp):
+        """Return the ids, each once, and their rows."""
+        if len(self.pieces) == 1:
+            return self.pieces[0]
+        return _sum_rows(xp, *(xp.concatenate(parts) for parts in zip(*self.pieces, strict=True)))
 
 
 class Workspace:
@@ -54,20 +72,29 @@ def _where_positive(y, dy):
     return dz
 
 
-def embedding(work, ids, table):
+def embedding(work, ids, table, *, table_gradient="dense"):
     xp, width = work.xp, table.shape[1]
 
     def pullback(dy, first=True):
-        a = work(_table_arrays, *table.shape, table.dtype)
-        unique, rows = _sum_rows(xp, ids.reshape(-1), dy.reshape(-1, width))
-        a.gradient[a.touched] = 0
-        a.gradient[unique], a.touched = rows, unique
-        return [a.gradient]
+        pieces = [_sum_rows(xp, ids.reshape(-1), dy.reshape(-1, width))]
+        return [Rows(pieces) if table_gradient == "rows" else _scattered(work, table, pieces)]
 
     return table.take(ids, axis=0), pullback
 
 
-def embedding_average(work, ids, table, *, padding_id=None):
+def _scattered(work, table, pieces):
+    """Return the dense gradient of a table whose rows come in pieces."""
+    a = work(_dense_gradient, *table.shape, table.dtype)
+    a.values[a.touched] = 0
+    (ids, rows), *others = pieces
+    a.values[ids] = rows
+    for ids, rows in others:
+        a.values[ids] += rows
+    a.touched = work.xp.concatenate([ids for ids, _ in pieces])
+    return a.values
+
+
+def embedding_average(work, ids, table, *, padding_id=None, table_gradient="dense"):
     xp, (n, t), width = work.xp, ids.shape, table.shape[1]
     weights = _weights(xp, ids, padding_id, table.dtype)
     gathered = work(_gathered, n, t, width, table.dtype)
@@ -79,19 +106,12 @@ def embedding_average(work, ids, table, *, padding_id=None):
         xp.matmul(weights[part, None], rows, out=y[part, None])
 
     def pullback(dy, first=True):
-        a = work(_table_arrays, *table.shape, table.dtype)
-        a.gradient[a.touched] = 0
-        touched = []
+        places, pieces = work(_places, len(table)), []
         for start in range(0, n, SAMPLES):
             part = slice(start, start + SAMPLES)
-            unique, counts = _count(xp, a.places, ids[part], weights[part])
-            if start:
-                a.gradient[unique] += counts @ dy[part]
-            else:
-                a.gradient[unique] = counts @ dy[part]
-            touched.append(unique)
-        a.touched = xp.concatenate(touched)
-        return [a.gradient]
+            unique, counts = _count(xp, places, ids[part], weights[part])
+            pieces.append((unique, counts @ dy[part]))
+        return [Rows(pieces) if table_gradient == "rows" else _scattered(work, table, pieces)]
 
     return y, pullback
 
@@ -108,9 +128,12 @@ def _gathered(xp, keep, n, t, width, dtype):
     return xp.empty((min(n, max(1, BLOCK // (t * width))), t, width), dtype)
 
 
-def _table_arrays(xp, keep, rows, width, dtype):
-    none = xp.empty(0, xp.intp)
-    return SimpleNamespace(gradient=xp.zeros((rows, width), dtype), touched=none, places=xp.zeros(rows, xp.intp))
+def _dense_gradient(xp, keep, rows, width, dtype):
+    return SimpleNamespace(values=xp.zeros((rows, width), dtype), touched=xp.empty(0, xp.intp))
+
+
+def _places(xp, keep, rows):
+    return xp.zeros(rows, xp.intp)
 
 
 def _count(xp, places, ids, weights):

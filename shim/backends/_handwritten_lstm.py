@@ -5,7 +5,7 @@ all gates before the walk back, the weight and input gradients after it. Arrays 
 batch, so that each gate is one contiguous piece, and both directions take each step together, each in its own order.
 Gates stand in the order o, i, f, g, so that the three sigmoids are neighbours, and so are the three that the cell
 state depends on. A sigmoid is ``tanh(z / 2) / 2 + 1 / 2``: with the weights of three gates halved beforehand, one tanh
-serves all four.
+serves all four. With hard sigmoids the weights of the three are scaled by 1/5 instead, and they are clipped.
 """
 
 from __future__ import annotations
@@ -15,30 +15,34 @@ from types import SimpleNamespace
 BLOCK = 2**16  # elements of one pass over the gates of some steps, so that they stay in the cache
 
 
-def lstm(work, x, w_x, w_h, b, *, return_sequences=False, reverse=False):
+def lstm(work, x, w_x, w_h, b, *, return_sequences=False, reverse=False, recurrent_activation="sigmoid"):
     """Return the result and its pullback; see :func:`shim.contract.lstm`."""
-    return _recurrence(work, x, [(w_x, w_h, b)], [slice(None, None, -1 if reverse else 1)], return_sequences)
+    orders = [slice(None, None, -1 if reverse else 1)]
+    return _recurrence(work, x, [(w_x, w_h, b)], orders, return_sequences, recurrent_activation == "hard_sigmoid")
 
 
-def bilstm(work, x, w_x, w_h, b, w_x_reverse, w_h_reverse, b_reverse, *, return_sequences=False):
+def bilstm(
+    work, x, w_x, w_h, b, w_x_reverse, w_h_reverse, b_reverse, *, return_sequences=False, recurrent_activation="sigmoid"
+):
     """Return the result and its pullback; see :func:`shim.contract.bilstm`."""
-    weights = [(w_x, w_h, b), (w_x_reverse, w_h_reverse, b_reverse)]
-    return _recurrence(work, x, weights, [slice(None), slice(None, None, -1)], return_sequences)
+    weights, orders = [(w_x, w_h, b), (w_x_reverse, w_h_reverse, b_reverse)], [slice(None), slice(None, None, -1)]
+    return _recurrence(work, x, weights, orders, return_sequences, recurrent_activation == "hard_sigmoid")
 
 
-def _recurrence(work, x, weights, orders, return_sequences):
+def _recurrence(work, x, weights, orders, return_sequences, hard):
     """Run one LSTM for each of ``weights``, each through the steps in its order."""
     xp, (n, t, i), h, d = work.xp, x.shape, len(weights[0][1]), len(weights)
     a = work(_arrays, d, n, t, i, h, x.dtype)
+    slope = a.fifth if hard else a.half
     for k, (w_x, w_h, b) in enumerate(weights):
         a.w_x[k, :, :i] = xp.roll(w_x, h, axis=1).T
         a.w_x[k, :, i] = xp.roll(b, h)
         a.w_h[k] = xp.roll(w_h, h, axis=1).T
         a.x[k, :, :, :i] = x.transpose(1, 0, 2)[orders[k]]
-    a.w_x[:, : 3 * h] *= a.half
-    a.w_h[:, : 3 * h] *= a.half
+    a.w_x[:, : 3 * h] *= slope
+    a.w_h[:, : 3 * h] *= slope
     xp.matmul(a.w_x, a.x.reshape(d, t * n, i + 1).transpose(0, 2, 1), out=a.z.reshape(d, 4 * h, t * n))
-    _walk(xp, a)
+    _walk(xp, a, hard)
     if return_sequences:
         y = xp.empty((n, t, d, h), x.dtype)
         for k in range(d):
@@ -56,7 +60,7 @@ def _recurrence(work, x, weights, orders, return_sequences):
             a.dh[:] = 0
         else:
             a.dh[:] = dy.reshape(n, d, h).transpose(1, 2, 0)
-        _slopes(xp, a, t, h)
+        _slopes(xp, a, t, h, hard)
         _walk_back(xp, a, xp.stack([w_h for _, w_h, _ in weights]), dys)
         grads = [_input_gradient(xp, a, x, weights, orders) if first else None]
         for k in range(d):
@@ -68,7 +72,7 @@ def _recurrence(work, x, weights, orders, return_sequences):
     return y, pullback
 
 
-def _walk(xp, a):
+def _walk(xp, a, hard):
     """Take all steps of the recurrence; ``a.z`` holds the input products."""
     matmul, add, multiply, tanh = xp.matmul, xp.add, xp.multiply, xp.tanh
     weights, half, products = a.w_h, a.half, a.products
@@ -77,16 +81,21 @@ def _walk(xp, a):
     for s in a.steps:
         matmul(weights, s.h, out=s.z)
         add(s.z, s.input, out=s.z)
-        tanh(s.z, out=s.z)
-        multiply(s.oif, half, out=s.oif)
-        add(s.oif, half, out=s.oif)
+        if hard:
+            add(s.oif, half, out=s.oif)
+            xp.clip(s.oif, 0, 1, out=s.oif)
+            tanh(s.g, out=s.g)
+        else:
+            tanh(s.z, out=s.z)
+            multiply(s.oif, half, out=s.oif)
+            add(s.oif, half, out=s.oif)
         multiply(s.i_f, s.g_c, out=products)
         add(*summands, out=s.next_c)
         tanh(s.next_c, out=s.tanh_c)
         multiply(s.o, s.tanh_c, out=s.next_h)
 
 
-def _slopes(xp, a, t, h):
+def _slopes(xp, a, t, h, hard):
     """Fill ``a.slopes`` with what turns dh (gate o) and dc (gates i, f, g) into dz, ``a.tanh_c`` with dc / dh."""
     length = max(1, BLOCK // a.gates[0].size)
     for start in range(0, t, length):
@@ -98,6 +107,8 @@ def _slopes(xp, a, t, h):
         )  # fmt: skip
         xp.subtract(a.one, gates[:, :, : 3 * h], out=of_oif)
         xp.multiply(of_oif, gates[:, :, : 3 * h], out=of_oif)
+        if hard:  # what was not clipped is neither 0 nor 1
+            xp.multiply(xp.sign(of_oif, out=of_oif), a.fifth, out=of_oif)
         xp.multiply(of_if, gates[:, :, 3 * h :], out=of_if)
         xp.multiply(of_o, tanh_c, out=of_o)
         xp.multiply(g, g, out=of_g)
@@ -140,6 +151,7 @@ def _arrays(xp, keep, d, n, t, i, h, dtype):
     slots = t + 1 if keep else 2
     a = SimpleNamespace(
         half=xp.full((), 0.5, dtype),
+        fifth=xp.full((), 0.2, dtype),
         one=xp.ones((), dtype),
         w_x=xp.empty((d, 4 * h, i + 1), dtype),  # the last column is the bias, of an input that is always 1
         w_h=xp.empty((d, 4 * h, h), dtype),
@@ -167,6 +179,7 @@ def _step(a, keep, s, slots, h):
         input=z,
         o=gates[:, :h],
         oif=gates[:, : 3 * h],
+        g=gates[:, 3 * h : 4 * h],
         i_f=gates[:, h : 3 * h],
         g_c=gates[:, 3 * h :],
         c=gates[:, 4 * h :],

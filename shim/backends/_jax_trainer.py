@@ -22,6 +22,28 @@ def drop(key, x, rate):
     return jnp.where(kept, x / (1 - rate), 0)
 
 
+def _descend(table, ids, rows, lr, places):
+    """Return a table after a step on the rows that ids name, those of one id summed first, and ``places`` (V).
+
+    Those are scratch: where an id was last written marks one of its positions, whose row gets the sum. Adding every
+    row by itself would lose digits.
+    """
+    ids = ids.reshape(-1)
+    rows, positions = rows.reshape(len(ids), -1), jnp.arange(len(ids), dtype=jnp.int32)
+    places = places.at[ids].set(positions, mode="promise_in_bounds")
+    owners = places[ids]
+    sums = jnp.zeros_like(rows).at[owners].add(rows, mode="promise_in_bounds")
+    moves = jnp.where((owners == positions)[:, None], -lr * sums, 0)
+    return table.at[ids].add(moves, mode="promise_in_bounds"), places
+
+
+def _scatter(dense, pairs):
+    """Add rows to a dense gradient, where their ids say."""
+    for ids, rows in pairs:
+        dense = dense.at[ids].add(rows, mode="promise_in_bounds")
+    return dense
+
+
 def _identity(x, *, rate=0.0):
     return x
 
@@ -32,13 +54,17 @@ class Trainer:
     def __init__(self, backend, model, params, optimizer, seed):
         self._backend, self._trained = backend, models.trained(model, params)
         slots = {name: optimizers.init(optimizer, params[name]) for name in self._trained}
-        self._place(params, slots, 0)
+        self._tables = tables = models.tables_by_rows(model, params, optimizer)
+        with_rows = models.with_rows(model, optimizer)
         key = jax.random.key(seed)
         inference = bare_ops(backend, dropout=_identity)
 
-        def losses(trained, others, x, labels, count):
-            """Return the weighted loss, and with it the main one and the weights that are not trained, moved on."""
+        def losses(trained, added, others, x, labels, count):
+            """Return the weighted loss, and with it the main one, the weights that are not trained, moved on, and
+            the ids of each lookup in ``tables``. To the rows of that lookup ``added`` is added: zeros, whose gradient
+            is that of the rows, while that of the table itself would be as large as the table."""
             draws, step_key = itertools.count(), jax.random.fold_in(key, count)
+            looked_up = {name: [] for name in tables}
             names, moved = iter(model.moments), dict(others)
 
             def dropout(x, *, rate=0.0):
@@ -49,16 +75,54 @@ class Trainer:
                     moved[name] = models.MOMENTUM * others[name] + (1 - models.MOMENTUM) * moment
                 return backend.batch_norm.bare(x, gamma, beta, mean, variance, training=True)
 
-            ops = bare_ops(backend, dropout=dropout if model.dropout else _identity, batch_norm=normalise)
+            def embedding(ids, table):
+                rows = backend.embedding.bare(ids, table)
+                for name in tables:
+                    if table is others[name]:
+                        looked_up[name].append(ids)
+                        rows = rows + added[name][len(looked_up[name]) - 1] if added else rows
+                return rows
+
+            def embedding_average(ids, table, *, padding_id=None):
+                return backend.average(embedding(ids, table), ids, padding_id)
+
+            lookups = {"embedding": embedding, "embedding_average": embedding_average} if tables else {}
+            dropout = dropout if model.dropout else _identity
+            ops = bare_ops(backend, dropout=dropout, batch_norm=normalise, **lookups)
             _, found = models.losses(model, ops, trained | others, x, labels)
-            return models.weighted(found), (found[0][0], moved)
+            return models.weighted(found), (found[0][0], {n: moved[n] for n in moved if n not in tables}, looked_up)
 
         def step(state, x, labels):
-            trained, others, slots, count = state
-            (_, (loss, moved)), grads = jax.value_and_grad(losses, has_aux=True)(trained, others, x, labels, count)
-            updated = {n: optimizers.update(optimizer, jnp, trained[n], grads[n], slots[n], count) for n in trained}
-            trained, slots = ({name: pair[k] for name, pair in updated.items()} for k in (0, 1))
-            return (trained, moved, slots, count + 1), loss
+            trained, others, slots, count, scratch = state
+            constant = others | {name: trained.pop(name) for name in tables}
+            added = {}
+            if tables:
+                _, (_, _, looked_up) = jax.eval_shape(losses, trained, added, constant, x, labels, count)
+                added = {
+                    n: [jnp.zeros((*i.shape, constant[n].shape[1]), constant[n].dtype) for i in looked_up[n]]
+                    for n in tables
+                }
+            both = jax.value_and_grad(losses, (0, 1), has_aux=True)
+            (_, (loss, moved, looked_up)), (grads, rows) = both(trained, added, constant, x, labels, count)
+            for name in tables:
+                pairs = list(zip(looked_up[name], rows[name], strict=True))
+                if with_rows:
+                    lr = jnp.asarray(optimizers.rate(optimizer, count), constant[name].dtype)
+                    for ids, gradient in pairs:
+                        constant[name], scratch[name] = _descend(constant[name], ids, gradient, lr, scratch[name])
+                else:
+                    grads[name] = _scatter(scratch[name], pairs)
+            trained = {n: constant[n] if n in tables else trained[n] for n in self._trained}
+            updated = {n: optimizers.update(optimizer, jnp, trained[n], g, slots[n], count) for n, g in grads.items()}
+            trained |= {name: pair[0] for name, pair in updated.items()}
+            slots |= {name: pair[1] for name, pair in updated.items()}
+            for name in tables if not with_rows else ():
+                scratch[name] = grads[name]
+                # Zeros made of the new weights: then XLA clears after the optimizer has read, and makes no copy.
+                for ids in looked_up[name]:
+                    zeros = jnp.minimum(jnp.square(trained[name][ids]), 0)
+                    scratch[name] = scratch[name].at[ids].set(zeros, mode="promise_in_bounds")
+            return (trained, moved, slots, count + 1, scratch), loss
 
         def evaluation(trained, others, x, labels):
             logits, found = models.losses(model, inference, trained | others, x, labels)
@@ -68,13 +132,20 @@ class Trainer:
         def prediction(trained, others, x):
             return models.logits(model, inference, trained | others, x)
 
+        # For descent on rows see _descend. Else it is a dense gradient, zero again after each step: to lay it out anew
+        # would take longer than the optimizer.
+        self._scratch = {
+            name: np.zeros(len(params[name]), np.int32) if with_rows else np.zeros_like(params[name]) for name in tables
+        }
+        self._place(params, slots, 0)
         self._step = jax.jit(step, donate_argnums=0)
         self._evaluation, self._prediction = jax.jit(evaluation), jax.jit(prediction)
 
     def _place(self, params, slots, count):
         trained = {name: params[name] for name in self._trained}
         others = {name: value for name, value in params.items() if name not in trained}
-        self._state = jax.tree.map(self._backend.to_device, (trained, others, slots, np.int32(count)))
+        state = trained, others, slots, np.int32(count), self._scratch
+        self._state = jax.tree.map(self._backend.to_device, state)
 
     def step(self, x, labels):
         self._state, loss = self._step(self._state, x, labels)
@@ -90,7 +161,7 @@ class Trainer:
         return jax.tree.map(self._backend.to_numpy, self._state[0] | self._state[1])
 
     def state(self):
-        slots, count = jax.tree.map(self._backend.to_numpy, self._state[2:])
+        slots, count = jax.tree.map(self._backend.to_numpy, self._state[2:4])
         return pack(self.params(), slots, count)
 
     def restore(self, state):

@@ -16,24 +16,25 @@ import functools
 import tensorflow as tf
 
 
-def lstm(x, w_x, w_h, b, *, return_sequences=False, reverse=False, unroll):
+def lstm(x, w_x, w_h, b, *, return_sequences=False, reverse=False, recurrent_activation="sigmoid", unroll):
     """Run the contract's ``lstm`` as a graph of all steps if there are at most ``unroll``, as a loop otherwise."""
     (batch, steps, width), w_h = x.shape, tf.convert_to_tensor(w_h)
     z = tf.matmul(tf.reshape(tf.transpose(x, (1, 0, 2)), (steps * batch, width)), w_x)
     z = tf.reshape(tf.nn.bias_add(z, b), (steps, batch, w_h.shape[1]))
+    sigmoid = tf.sigmoid if recurrent_activation == "sigmoid" else lambda z: tf.clip_by_value(0.2 * z + 0.5, 0, 1)
 
     def cell(z, h, c):
         i, f, g, o = tf.split(z + tf.matmul(h, w_h), 4, axis=1)
-        c = tf.sigmoid(f) * c + tf.sigmoid(i) * tf.tanh(g)
-        return tf.sigmoid(o) * tf.tanh(c), c
+        c = sigmoid(f) * c + sigmoid(i) * tf.tanh(g)
+        return sigmoid(o) * tf.tanh(c), c
 
     zero = tf.zeros((batch, w_h.shape[0]), x.dtype)
     return (_unrolled if steps <= unroll else _while_loop)(cell, z, zero, return_sequences, reverse)
 
 
-def bilstm(x, w_x, w_h, b, w_x_reverse, w_h_reverse, b_reverse, *, return_sequences=False, unroll):
+def bilstm(x, w_x, w_h, b, w_x_reverse, w_h_reverse, b_reverse, **options):
     """Run the contract's ``bilstm``; neither direction waits for the other."""
-    layer = functools.partial(lstm, x, return_sequences=return_sequences, unroll=unroll)
+    layer = functools.partial(lstm, x, **options)
     return tf.concat([layer(w_x, w_h, b), layer(w_x_reverse, w_h_reverse, b_reverse, reverse=True)], axis=-1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from shim import models
 from shim.backends._state import pack, unpack
@@ -50,6 +51,17 @@ def _kernel(optimizer, params):
     return torch.optim.SGD(params, lr, fused=True)
 
 
+# The gradients of these are sparse tensors with one row for each lookup; inductor does not compile such.
+@torch.compiler.disable
+def _embedding(ids, table):
+    return F.embedding(ids, table, sparse=True)
+
+
+@torch.compiler.disable
+def _embedding_average(ids, table, *, padding_id=None):
+    return F.embedding_bag(ids, table, mode="mean", padding_idx=padding_id, sparse=True)
+
+
 def _identity(x, *, rate=0.0):
     return x
 
@@ -66,6 +78,9 @@ class Trainer:
         self._params = {name: backend.to_device(value) for name, value in params.items()}
         self._trained = {name: self._params[name].requires_grad_() for name in models.trained(model, params)}
         self._kernel = _kernel(optimizer, list(self._trained.values()))
+        self._with_rows, self._dense = models.with_rows(model, optimizer), {}
+        self._tables = [self._params[name] for name in models.tables_by_rows(model, params, optimizer)]
+        lookups = {"embedding": _embedding, "embedding_average": _embedding_average} if self._tables else {}
         normalise = backend.batch_norm.bare
 
         def loss(params, x, labels):
@@ -77,7 +92,7 @@ class Trainer:
                 return normalise(x, gamma, beta, mean, variance, training=True)
 
             dropout = {} if model.dropout else {"dropout": _identity}
-            ops = bare_ops(backend, batch_norm=batch_norm, **outside, **dropout)
+            ops = bare_ops(backend, batch_norm=batch_norm, **outside, **dropout, **lookups)
             _, losses = models.losses(model, ops, params, x, labels)
             return models.weighted(losses), losses[0][0], moments
 
@@ -110,8 +125,30 @@ class Trainer:
         group["lr"] = optimizers.rate(optimizer, self._steps)
         if optimizer.name == "adam":  # torch adds epsilon to the corrected root, Keras to the root as it is
             group["eps"] = optimizer.epsilon / (1 - optimizer.beta_2 ** (self._steps + 1)) ** 0.5
+        for table in self._tables:
+            if self._with_rows:
+                self._descend(table, group["lr"])
+            else:
+                table.grad = self._laid_out(table)
         self._kernel.step()
         self._steps += 1
+
+    def _laid_out(self, table):
+        """Return a sparse gradient as a dense one, always in the same memory: only what the step before had written is
+        cleared. New zeros at each step would take several times as long as the optimizer."""
+        ids, rows = table.grad._indices()[0], table.grad._values()
+        dense, written = self._dense.get(table) or (torch.zeros_like(table, requires_grad=False), ids)
+        dense.index_fill_(0, written, 0)
+        self._dense[table] = dense, ids
+        return dense.scatter_add_(0, ids[:, None].expand_as(rows), rows)
+
+    @torch.no_grad()
+    def _descend(self, table, lr):
+        """Move the rows that a sparse gradient names; summed first, since many small steps would lose digits."""
+        gradient = table.grad.coalesce()
+        ids, rows = gradient.indices()[0], gradient.values()
+        table.scatter_add_(0, ids[:, None].expand_as(rows), rows.mul_(-lr))  # a fifth of the time of index_add_
+        table.grad = None  # done: nothing is left to the kernel
 
     @torch.inference_mode()
     def evaluate(self, x, labels):

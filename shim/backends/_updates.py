@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+from shim.backends._handwritten import Rows
 from shim.models import optimizers
 
 BLOCK = 2**15  # elements of a piece; with its gradient, state and scratch it fits the second-level cache of a core
 
 
 def update(optimizer, xp, step, p, g, states):
-    """Update a C-contiguous weight and its states as :func:`shim.models.optimizers.update` does."""
+    """Update a C-contiguous weight and its states as :func:`shim.models.optimizers.update` does.
+
+    A gradient of :class:`Rows` is for descent, which reads and writes those rows only, and for Adam, which moves the
+    others as well, but by a shorter formula.
+    """
+    if isinstance(g, Rows):
+        ids, rows = g.summed(xp)
+        moved = [a[ids] for a in (p, *states)]
+        update(optimizer, xp, step, moved[0], rows, moved[1:])
+        if optimizer.name == "adam":
+            _update(optimizer, xp, step, _adam_at_rest, p, *states)
+        for a, values in zip((p, *states), moved, strict=True):
+            a[ids] = values
+    else:
+        _update(optimizer, xp, step, FORMULAS[optimizer.name], p, g, *states)
+
+
+def _update(optimizer, xp, step, formula, p, *others):
+    """Update a weight, piece by piece, by what a formula makes of its gradient and states."""
     rate = optimizers.adam_rate if optimizer.name == "adam" else optimizers.rate
-    formula, lr = FORMULAS[optimizer.name], rate(optimizer, step)
-    arrays = [a.reshape(-1) for a in (p, g, *states)]
+    lr, arrays = rate(optimizer, step), [a.reshape(-1) for a in (p, *others)]
     scratch = xp.empty((2, min(BLOCK, p.size)), p.dtype)
     for start in range(0, p.size, BLOCK):
         part, *others = (a[start : start + BLOCK] for a in arrays)
@@ -36,6 +54,14 @@ def _rmsprop(o, xp, t, d, g, v):
 def _adam(o, xp, t, d, g, m, v):
     _average(xp, m, o.beta_1, g, t)
     _average(xp, v, o.beta_2, xp.multiply(g, g, out=t), t)
+    xp.add(xp.sqrt(v, out=t), o.epsilon, out=t)
+    return xp.divide(m, t, out=t)
+
+
+def _adam_at_rest(o, xp, t, d, m, v):
+    """Adam where the gradient is zero."""
+    xp.multiply(m, o.beta_1, out=m)
+    xp.multiply(v, o.beta_2, out=v)
     xp.add(xp.sqrt(v, out=t), o.epsilon, out=t)
     return xp.divide(m, t, out=t)
 

@@ -27,7 +27,7 @@ import numpy as np
 from shim import cntk as loader
 from shim import contract
 from shim.backends import _cntk_graph as graph
-from shim.backends import _cntk_training
+from shim.backends import _cntk_lstm, _cntk_training
 from shim.backends._cntk_graph import Array, C, Ids
 from shim.protocol import check_choice, op, program
 
@@ -84,12 +84,6 @@ def _node(build):
 # ------------------------------------------------------------------------------------------------------- the ops
 
 
-def _batched(function, x):
-    """Apply a function of samples to an array of them, through CNTK's batch axis."""
-    y = C.unpack_batch(function(C.to_batch(x)))
-    return C.reshape(y, (x.shape[0], *y.shape[1:]))
-
-
 def _channels_first(x):
     """NHWC to NCHW, as a transpose of matrices, which is the faster one."""
     n, height, width, channels = x.shape
@@ -136,44 +130,28 @@ def conv2d(x, w, b, *, stride=1, padding="valid", activation=None):
         x = C.pad(x, [(0, 0), (0, 0), *pads])
     kernel = C.transpose(w, (3, 2, 0, 1))
     strides, valid = (stride, stride), [False, False, False]
-    y = _batched(lambda image: C.convolution(kernel, image, strides=strides, auto_padding=valid), x)
+    y = graph.batched(lambda image: C.convolution(kernel, image, strides=strides, auto_padding=valid), x)
     y = y + C.reshape(b, (-1, 1, 1))
     return _channels_last(relu.bare(y) if activation == "relu" else y)
 
 
 @op
 @_node
-def lstm(x, w_x, w_h, b, *, return_sequences=False, reverse=False):
+def lstm(x, w_x, w_h, b, *, return_sequences=False, reverse=False, recurrent_activation="sigmoid"):
     """``C.sequence.past_value``, or ``future_value`` from the end, around one step of which all products are made."""
-    batch, steps, _ = x.shape
-    size = w_h.shape[0]
-    twice = C.constant(np.repeat(np.array([1, 1, 2, 1], x.dtype), size))  # for the tanh of g
-    before = C.sequence.future_value if reverse else C.sequence.past_value
-    w_h = w_h * twice
-
-    def recurrence(z):
-        z = C.to_sequence(z)
-        h, c = (C.placeholder((size,), dynamic_axes=z.dynamic_axes) for _ in range(2))
-        gates = C.sigmoid(z + C.times(before(h), w_h))
-        i, f, g, o = (C.slice(gates, -1, k * size, (k + 1) * size) for k in range(4))
-        c_next = f * before(c) + i * (g * 2.0 - 1.0)
-        h_next = o * (C.sigmoid(c_next * 2.0) * 2.0 - 1.0)
-        loop = C.combine([h_next, c_next]).replace_placeholders({h: h_next, c: c_next})
-        outputs = loop.outputs[0]
-        if return_sequences:
-            return C.sequence.unpack(outputs, 0, no_mask_output=True)
-        return C.sequence.first(outputs) if reverse else C.sequence.last(outputs)
-
-    y = _batched(recurrence, C.times(x, w_x * twice) + b * twice)
-    return C.reshape(y, (batch, steps, size) if return_sequences else (batch, size))
+    options = {"return_sequences": return_sequences, "reverse": reverse, "recurrent_activation": recurrent_activation}
+    return _cntk_lstm.lstm(x, w_x, w_h, b, **options)
 
 
 @op
 @_node
-def bilstm(x, w_x, w_h, b, w_x_reverse, w_h_reverse, b_reverse, *, return_sequences=False):
+def bilstm(
+    x, w_x, w_h, b, w_x_reverse, w_h_reverse, b_reverse, *, return_sequences=False, recurrent_activation="sigmoid"
+):
     """Two loops."""
-    forwards = lstm.bare(x, w_x, w_h, b, return_sequences=return_sequences)
-    backwards = lstm.bare(x, w_x_reverse, w_h_reverse, b_reverse, return_sequences=return_sequences, reverse=True)
+    options = {"return_sequences": return_sequences, "recurrent_activation": recurrent_activation}
+    forwards = lstm.bare(x, w_x, w_h, b, **options)
+    backwards = lstm.bare(x, w_x_reverse, w_h_reverse, b_reverse, reverse=True, **options)
     return C.splice(forwards, backwards, axis=-1)
 
 
@@ -191,14 +169,14 @@ def embedding_average(ids, table, *, padding_id=None):
         ones = _filled((1, steps), 1, table)
         return C.times(ones, rows * kept) / C.element_max(C.times(ones, kept), 1.0)
 
-    return C.reshape(_batched(average, ids), (batch, width))
+    return C.reshape(graph.batched(average, ids), (batch, width))
 
 
 @op
 @_node
 def embedding(ids, table):
     """``C.gather``, whose gradient fails inside a graph without the batch axis."""
-    return _batched(functools.partial(C.gather, table), ids)
+    return graph.batched(functools.partial(C.gather, table), ids)
 
 
 @op
@@ -207,7 +185,7 @@ def max_pool2d(x, *, pool=2):
     """``C.pooling``."""
     window = (pool, pool)
     pooled = functools.partial(C.pooling, pooling_type=C.MAX_POOLING, pooling_window_shape=window, strides=window)
-    return _channels_last(_batched(pooled, _channels_first(x)))
+    return _channels_last(graph.batched(pooled, _channels_first(x)))
 
 
 @op
@@ -310,7 +288,8 @@ _PATHS = {
 
 def implementation(case, mode=MODES[0]):
     if case.is_model:
-        return "one graph a step, NumPy updates in place"
+        rows = "NumPy brings the rows in use, " if dict(case.options).get("table_gradient") == "rows" else ""
+        return f"{rows}one graph a step, NumPy updates in place"
     return _PATHS.get(case.op, "tensor operations")
 
 

@@ -76,14 +76,18 @@ def conv2d(x, w, b, *, stride=1, padding="valid", activation=None):
 
 
 @op
-def lstm(x, w_x, w_h, b, *, return_sequences=False, reverse=False):
-    return _call("lstm", x, w_x, w_h, b, return_sequences=return_sequences, reverse=reverse)
+def lstm(x, w_x, w_h, b, *, return_sequences=False, reverse=False, recurrent_activation="sigmoid"):
+    options = {"return_sequences": return_sequences, "reverse": reverse, "recurrent_activation": recurrent_activation}
+    return _call("lstm", x, w_x, w_h, b, **options)
 
 
 @op
-def bilstm(x, w_x, w_h, b, w_x_reverse, w_h_reverse, b_reverse, *, return_sequences=False):
+def bilstm(
+    x, w_x, w_h, b, w_x_reverse, w_h_reverse, b_reverse, *, return_sequences=False, recurrent_activation="sigmoid"
+):
     weights = w_x, w_h, b, w_x_reverse, w_h_reverse, b_reverse
-    return _call("bilstm", x, *weights, return_sequences=return_sequences)
+    options = {"return_sequences": return_sequences, "recurrent_activation": recurrent_activation}
+    return _call("bilstm", x, *weights, **options)
 
 
 @op
@@ -177,8 +181,11 @@ class _Trainer:
         def draw(x, *, rate=0.0):
             return _call("dropout", x, rate=rate, generator=self._generator) if rate else x
 
-        self._training_ops = _ops(draw if model.dropout else _identity, training=True, moments=self._moments)
-        self._evaluation_ops = _ops(_identity, training=False)
+        by_rows = models.with_rows(model, optimizer) or optimizer.name == "adam"
+        lookups = _row_lookups() if by_rows and models.tables_by_rows(model, params, optimizer) else {}
+        dropout = draw if model.dropout else _identity
+        self._training_ops = _ops({"training": True, "moments": self._moments}, dropout=dropout, **lookups)
+        self._evaluation_ops = _ops({"training": False}, dropout=_identity)
 
     def step(self, x, labels):
         variables = self._training.start({name: self._params[name] for name in self._trained})
@@ -219,11 +226,19 @@ class _Trainer:
         self._generator.bit_generator.state = known | {"state": {"state": state["generator"]}}
 
 
-def _ops(dropout, **options):
-    def normalise(*args, training=None):
-        return _call("batch_norm", *args, **options)
+def _ops(normalising, **replaced):
+    """Return the ops of a model, with the options of its ``batch_norm``."""
 
-    return bare_ops(sys.modules[__name__], dropout=dropout, batch_norm=normalise)
+    def normalise(*args, training=None):
+        return _call("batch_norm", *args, **normalising)
+
+    return bare_ops(sys.modules[__name__], batch_norm=normalise, **replaced)
+
+
+def _row_lookups():
+    """Return the ops that look up tables, their gradients as rows."""
+    names = ("embedding", "embedding_average")
+    return {name: functools.partial(_call, name, table_gradient="rows") for name in names}
 
 
 def _identity(x, *, rate=0.0):
@@ -240,7 +255,8 @@ def trainer(model, params, optimizer, mode, seed=0):
 
 def implementation(case, mode=MODES[0]):
     if case.is_model:
-        return "tape of hand-written ops"
+        rows = dict(case.options).get("table_gradient") == "rows"
+        return "tape of hand-written ops" + (", descent on the rows in use" if rows else "")
     product = f"{_blas()} product"
     return {
         "dense": product,

@@ -11,7 +11,6 @@ Three choices differ from what Keras does by default, each the fastest of those 
 from __future__ import annotations
 
 import functools
-import itertools
 import os
 import platform
 import sys
@@ -21,9 +20,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors only; TensorFlow re
 import numpy as np
 import tensorflow as tf
 
-from shim import models
-from shim.backends import _tensorflow_lstm, _tensorflow_optimizers
-from shim.backends._state import pack, unpack
+from shim.backends import _tensorflow_lstm, _tensorflow_trainer
 from shim.protocol import bare_ops, check_choice, op, program
 
 DEVICES = ("cpu", "cuda")
@@ -31,6 +28,7 @@ MODES = ("graph", "xla")
 PRECISIONS = {"cpu": ("float32",), "cuda": ("float32", "tf32")}
 UNROLL = 128  # steps: a longer LSTM is a loop, since tracing takes about 15 ms a step, forward and backward
 
+_module = sys.modules[__name__]
 _settings = {"device": "cpu", "precision": "float32"}
 
 
@@ -83,16 +81,20 @@ def conv2d(x, w, b, *, stride=1, padding="valid", activation=None):
 
 
 @op
-def lstm(x, w_x, w_h, b, *, return_sequences=False, reverse=False):
+def lstm(x, w_x, w_h, b, *, return_sequences=False, reverse=False, recurrent_activation="sigmoid"):
     """Every step in the graph, or a ``tf.while_loop`` beyond :data:`UNROLL` steps."""
-    return _tensorflow_lstm.lstm(x, w_x, w_h, b, return_sequences=return_sequences, reverse=reverse, unroll=UNROLL)
+    options = {"return_sequences": return_sequences, "reverse": reverse, "recurrent_activation": recurrent_activation}
+    return _tensorflow_lstm.lstm(x, w_x, w_h, b, **options, unroll=UNROLL)
 
 
 @op
-def bilstm(x, w_x, w_h, b, w_x_reverse, w_h_reverse, b_reverse, *, return_sequences=False):
+def bilstm(
+    x, w_x, w_h, b, w_x_reverse, w_h_reverse, b_reverse, *, return_sequences=False, recurrent_activation="sigmoid"
+):
     """Two LSTMs, which the graph's executor runs side by side."""
     weights = w_x, w_h, b, w_x_reverse, w_h_reverse, b_reverse
-    return _tensorflow_lstm.bilstm(x, *weights, return_sequences=return_sequences, unroll=UNROLL)
+    options = {"return_sequences": return_sequences, "recurrent_activation": recurrent_activation}
+    return _tensorflow_lstm.bilstm(x, *weights, **options, unroll=UNROLL)
 
 
 @op
@@ -108,8 +110,12 @@ def embedding_average(ids, table, *, padding_id=None):
     return tf.sparse.segment_mean(table, ids, samples, num_segments=batch + 1)[:batch]
 
 
-def _gathered_average(ids, table, *, padding_id=None):
-    rows = tf.gather(table, ids)
+def gathered_average(ids, table, *, padding_id=None):
+    return average(tf.gather(table, ids), ids, padding_id)
+
+
+def average(rows, ids, padding_id):
+    """Average the rows (N, T, D) of each sample but those of padding."""
     if padding_id is None:
         return tf.reduce_mean(rows, axis=1)
     kept = tf.cast(ids != padding_id, rows.dtype)[:, :, None]
@@ -167,13 +173,13 @@ def sigmoid_cross_entropy(logits, labels):
 _XLA = {
     "lstm": functools.partial(_tensorflow_lstm.lstm, unroll=0),
     "bilstm": functools.partial(_tensorflow_lstm.bilstm, unroll=0),
-    "embedding_average": _gathered_average,
+    "embedding_average": gathered_average,
 }
 
 
-def _ops(mode, **replaced):
+def ops(mode, **replaced):
     """Return the op functions of a mode, as models and programs call them."""
-    return bare_ops(sys.modules[__name__], **(_XLA if mode == "xla" else {}), **replaced)
+    return bare_ops(_module, **((_XLA if mode == "xla" else {}) | replaced))
 
 
 def _concrete(function, mode):
@@ -191,112 +197,48 @@ def _concrete(function, mode):
     return find
 
 
-def _program(function, mode):
+def built(function, mode):
+    """Return a function as a program."""
     concrete = _concrete(function, mode)
     return lambda *args: concrete(args, *args)(*args)
 
 
 @program
 def forward(op, options, mode):
-    function = getattr(_ops(mode), op)
+    function = getattr(ops(mode), op)
     # Not a partial, whose concrete function cannot bind its arguments and composes a message on each call.
-    return _program(lambda *args: function(*args, **options), mode)
+    return built(lambda *args: function(*args, **options), mode)
 
 
 @program
 def forward_backward(op, options, mode):
-    function = getattr(_ops(mode), op)
+    function = getattr(ops(mode), op)
 
     def value_and_gradients(args, dy):
         floats = [a for a in args if a.dtype.is_floating]
         with tf.GradientTape() as tape:
             tape.watch(floats)
             y = function(*args, **options)
-        return y, _gradients(tape, y, floats, dy)
+        return y, gradients(tape, y, floats, dy)
 
     concrete = _concrete(value_and_gradients, mode)
     return lambda args, dy: concrete(args, list(args), dy)(list(args), dy)
 
 
-def _gradients(tape, y, sources, dy=None):
+def gradients(tape, y, sources, dy=None):
     """Return dense gradients, zero for a source that ``y`` does not depend on."""
-    gradients = tape.gradient(y, sources, dy, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-    return [tf.convert_to_tensor(g) for g in gradients]  # tf.gather gives an IndexedSlices
-
-
-class _Trainer:
-    """A whole training step in one graph, ended by TensorFlow's training kernels."""
-
-    def __init__(self, model, params, optimizer, mode, seed):
-        self._model, self._optimizer, self._mode, self._seed = model, optimizer, mode, seed
-        self._trained = models.trained(model, params)
-        self._params = {name: tf.Variable(value, trainable=name in self._trained) for name, value in params.items()}
-        self._slots = {name: _tensorflow_optimizers.slots(optimizer, params[name]) for name in self._trained}
-        self._count = tf.Variable(0, dtype=tf.int64)
-        self.step = _program(self._step, mode)
-        self.evaluate = _program(self._evaluate, mode)
-        self.predict = _program(self._predict, mode)
-
-    def _step(self, x, labels):
-        places, names, moved = itertools.count(), iter(self._model.moments), []
-
-        def drop(x, *, rate=0.0):
-            seed = tf.stack([self._seed, (next(places) << 32) + self._count])
-            return tf.nn.experimental.stateless_dropout(x, rate, seed, rng_alg="philox")
-
-        def normalise(x, gamma, beta, mean, variance):
-            moved.extend(zip(next(names), tf.nn.moments(x, axes=[0]), strict=True))
-            return batch_norm.bare(x, gamma, beta, mean, variance, training=True)
-
-        ops = _ops(self._mode, dropout=drop if self._model.dropout else _identity, batch_norm=normalise)
-        weights = [self._params[name] for name in self._trained]
-        with tf.GradientTape() as tape:
-            _, losses = models.losses(self._model, ops, self._params, x, labels)
-            loss = models.weighted(losses)
-        for name, gradient in zip(self._trained, _gradients(tape, loss, weights), strict=True):
-            weight, slots = self._params[name], self._slots[name]
-            _tensorflow_optimizers.update(self._optimizer, weight, slots, gradient, self._count)
-        for name, moment in moved:
-            self._params[name].assign_add((1 - models.MOMENTUM) * (moment - self._params[name]))
-        self._count.assign_add(1)
-        return losses[0][0]
-
-    def _evaluate(self, x, labels):
-        logits, losses = models.losses(self._model, _ops(self._mode, dropout=_identity), self._params, x, labels)
-        one_of_many = len(logits.shape) == 2
-        predicted = tf.argmax(logits, axis=-1, output_type=tf.int32) if one_of_many else tf.cast(logits > 0, tf.int32)
-        return losses[0][0], tf.reduce_sum(tf.cast(predicted == labels, tf.int32))
-
-    def _predict(self, x):
-        return models.logits(self._model, _ops(self._mode, dropout=_identity), self._params, x)
-
-    def params(self):
-        return {name: weight.numpy() for name, weight in self._params.items()}
-
-    def state(self):
-        slots = {name: [slot.numpy() for slot in slots] for name, slots in self._slots.items()}
-        return pack(self.params(), slots, self._count.numpy())
-
-    def restore(self, state):
-        weights, slots, count = unpack(state, self._trained)
-        for name, value in weights.items():
-            self._params[name].assign(value)
-        for name, values in slots.items():
-            for slot, value in zip(self._slots[name], values, strict=True):
-                slot.assign(value)
-        self._count.assign(count)
-
-
-def _identity(x, *, rate=0.0):
-    return x
+    found = tape.gradient(y, sources, dy, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    return [tf.convert_to_tensor(g) for g in found]  # tf.gather gives an IndexedSlices
 
 
 def trainer(model, params, optimizer, mode, seed=0):
     check_choice("mode", mode, MODES)
-    return _Trainer(model, params, optimizer, mode, seed)
+    return _tensorflow_trainer.Trainer(_module, model, params, optimizer, mode, seed)
 
 
 def implementation(case, mode=MODES[0]):
+    if case.is_model and dict(case.options).get("table_gradient") == "rows":
+        return f"gather and scatter of the rows in use around {'an XLA program' if mode == 'xla' else 'one graph'}"
     if mode == "xla":
         return {"lstm": "XLA while loop", "bilstm": "two XLA while loops"}.get(case.op, "XLA")
     if case.is_model:

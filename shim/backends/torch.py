@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from shim import contract, models
-from shim.backends import _torch_trainer
+from shim.backends import _torch_lstm, _torch_trainer
 from shim.protocol import check_choice, op, program
 
 DEVICES = ("cpu", "cuda")
@@ -102,17 +102,28 @@ def _recurrent(x, directions):
 
 
 @op
-def lstm(x, w_x, w_h, b, *, return_sequences=False, reverse=False):
-    """``torch.lstm``; it has no reverse direction of its own, so the input is flipped."""
-    outputs, last = _recurrent(x.flip(1) if reverse else x, [(w_x, w_h, b)])
+def lstm(x, w_x, w_h, b, *, return_sequences=False, reverse=False, recurrent_activation="sigmoid"):
+    """``torch.lstm``, or a loop over steps for hard sigmoids; neither has a reverse direction: the input is flipped."""
+    x = x.flip(1) if reverse else x
+    if recurrent_activation == "hard_sigmoid":
+        outputs, last = _torch_lstm.hard(x, w_x, w_h, b)
+    else:
+        outputs, last = _recurrent(x, [(w_x, w_h, b)])
     if not return_sequences:
         return last[0]
     return outputs.flip(1) if reverse else outputs
 
 
 @op
-def bilstm(x, w_x, w_h, b, w_x_reverse, w_h_reverse, b_reverse, *, return_sequences=False):
-    """``torch.lstm`` with ``bidirectional=True``."""
+def bilstm(
+    x, w_x, w_h, b, w_x_reverse, w_h_reverse, b_reverse, *, return_sequences=False, recurrent_activation="sigmoid"
+):
+    """``torch.lstm`` with ``bidirectional=True``, or two loops."""
+    if recurrent_activation == "hard_sigmoid":
+        options = {"return_sequences": return_sequences, "recurrent_activation": recurrent_activation}
+        forwards = lstm.bare(x, w_x, w_h, b, **options)
+        backwards = lstm.bare(x, w_x_reverse, w_h_reverse, b_reverse, reverse=True, **options)
+        return torch.cat((forwards, backwards), dim=-1)
     outputs, last = _recurrent(x, [(w_x, w_h, b), (w_x_reverse, w_h_reverse, b_reverse)])
     return outputs if return_sequences else torch.cat((last[0], last[1]), dim=-1)
 
@@ -232,7 +243,8 @@ def implementation(case, mode=MODES[0]):
         kernel = {"sgd": "fused", "adam": "fused"}.get(
             models.load(case.op, **dict(case.options)).optimizer.name, "foreach"
         )
-        return f"{'eager ops' if mode == 'eager' else 'inductor'}, autograd, {kernel} optimizer"
+        rows = ", sparse gradients of tables" if dict(case.options).get("table_gradient") == "rows" else ""
+        return f"{'eager ops' if mode == 'eager' else 'inductor'}, autograd, {kernel} optimizer{rows}"
     kernel = _kernel(case)
     if mode == "eager" or case.op in _UNCOMPILED:
         return kernel if mode == "eager" else f"{kernel}, not compiled"
@@ -250,6 +262,8 @@ def _kernel(case):
         chosen = torch._C._select_conv_backend(x, w, None, (1, 1), (0, 0), (1, 1), False, (0, 0), 1).name
         known = {"Mkldnn": "oneDNN convolution", "Cudnn": "cuDNN convolution", "Slow2d": "ATen im2col convolution"}
         return known.get(chosen, f"ATen convolution ({chosen})")
+    if dict(case.options).get("recurrent_activation") == "hard_sigmoid":
+        return f"loop over steps, {'ATen' if cuda else _built_with('BLAS_INFO=').upper()} product"
     if case.op in _UNCOMPILED:
         if cuda and torch.backends.cudnn.is_available():
             return "cuDNN LSTM"

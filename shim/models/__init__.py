@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import math
 import operator
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
@@ -50,6 +51,10 @@ class Model:
 
     ``data`` is a data set with ``data_options`` for its loader. ``prepare(x)`` makes inputs of a batch of it, after
     ``augment(x, rng)`` in training; both run on the host, on NumPy arrays.
+
+    With ``table_gradient="rows"`` the gradient of a table that ``embedding`` or ``embedding_average`` looks up is that
+    of the rows in the batch, duplicates summed, and a step moves those rows alone. Plain descent does the same with a
+    dense gradient; the other optimizers move every row at every step, so they have none of rows (:func:`with_rows`).
     """
 
     name: str
@@ -67,6 +72,7 @@ class Model:
     augment: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None
     constants: tuple[str, ...] = ()
     moments: tuple[tuple[str, str], ...] = ()
+    table_gradient: str = "dense"
     options: tuple[tuple[str, Any], ...] = ()
 
     @property
@@ -104,13 +110,28 @@ def load(name: str, **changes: Any) -> Model:
     fields = [f.name for f in dataclasses.fields(Model)]
     for change, value in changes.items():
         if change not in (*choices, *fields):
-            raise ValueError(f"{name} has no {change!r}; it has: {', '.join((*choices, *fields))}")
+            raise ValueError(f"{name} has no {change!r}; it has: {', '.join(dict.fromkeys((*choices, *fields)))}")
         if change in choices and value not in choices[change]:
             raise ValueError(f"{name}: {change}={value!r} is not one of {', '.join(map(repr, choices[change]))}")
     chosen = {o: changes[o] for o, values in choices.items() if changes.get(o, values[0]) != values[0]}
     model: Model = module.build(**chosen) if chosen else module.MODEL
     changed = {change: value for change, value in changes.items() if change not in choices}
-    return dataclasses.replace(model, **changed, options=tuple(chosen.items()))
+    model = dataclasses.replace(model, **changed, options=tuple(chosen.items()))
+    with_rows(model, model.optimizer)
+    return model
+
+
+def with_rows(model: Model, optimizer: Optimizer) -> bool:
+    """Return whether steps move only the rows of tables that a batch uses.
+
+    Raises ``ValueError`` if the model asks for it and the optimizer moves every row at every step.
+    """
+    if model.table_gradient == "rows" and optimizer.name != "sgd":
+        raise ValueError(
+            f"{model.name}: table_gradient='rows' goes with optimizer='sgd'; {optimizer.name} moves every row at every "
+            f"step; write {model.name}-optimizer=sgd-table_gradient=rows"
+        )
+    return model.table_gradient == "rows"
 
 
 def trained(model: Model, params: Mapping[str, Any]) -> list[str]:
@@ -147,6 +168,7 @@ class _Symbol:
 
     shape: tuple[int, ...]
     dtype: Any
+    name: str | None = None
 
     def __getitem__(self, index: Any) -> _Symbol:
         return _Symbol(np.broadcast_to(np.empty(()), self.shape)[index].shape, self.dtype)
@@ -159,24 +181,50 @@ def record(
 
     Forward alone stands for inference, where ``batch_norm`` uses the moving moments.
     """
-    calls: list[cases.Case] = []
+    params = model.initial(dtype=dtype)
+    calls = []
+    for entry, args, options in _calls(model, params, size, dtype):
+        if entry.name == "batch_norm":
+            options = {"training": direction != "forward"}
+        calls.append(cases.case(entry.name, direction, entry.dims([a.shape for a in args]), dtype, **options))
+    return calls
+
+
+def tables_by_rows(model: Model, params: Mapping[str, np.ndarray], optimizer: Optimizer) -> list[str]:
+    """Return the names of the trained tables that a trainer had better differentiate by rows.
+
+    These are all that ``embedding`` and ``embedding_average`` look up if the model asks for it (:func:`with_rows`) or
+    one of them has more rows than a batch looks up: its dense gradient is mostly zeros, and laying that out anew at
+    each step would take longer than the optimizer.
+    """
+    lookups: dict[str | None, int] = {}
+    for entry, args, _ in _calls(model, params):
+        if entry.name.startswith("embedding"):
+            lookups[args[1].name] = lookups.get(args[1].name, 0) + math.prod(args[0].shape)
+    tables = [name for name in trained(model, params) if name in lookups]
+    large = any(len(params[name]) > lookups[name] for name in tables)
+    return tables if with_rows(model, optimizer) or large else []
+
+
+def _calls(
+    model: Model, params: Mapping[str, np.ndarray], size: int | None = None, dtype: str = "float32"
+) -> list[tuple[contract.Op, tuple[_Symbol, ...], dict[str, Any]]]:
+    """Apply a model to symbols and return its calls of ops in their order, with arguments and options."""
+    calls: list[tuple[contract.Op, tuple[_Symbol, ...], dict[str, Any]]] = []
 
     def recorder(entry: contract.Op) -> Callable[..., _Symbol]:
         def call(*args: Any, **options: Any) -> _Symbol:
-            dims = entry.dims([a.shape for a in args])
-            calls.append(cases.case(entry.name, direction, dims, dtype, **options))
-            return _Symbol(_result_shape(entry, args, dims, options), np.dtype(dtype))
+            calls.append((entry, args, options))
+            return _Symbol(_result_shape(entry, args, entry.dims([a.shape for a in args]), options), np.dtype(dtype))
 
         return call
 
     ops = SimpleNamespace(**{name: recorder(entry) for name, entry in contract.OPS.items()})
     if not model.dropout:
         ops.dropout = lambda x, *, rate=0.0: x
-    normalise = ops.batch_norm
-    ops.batch_norm = lambda *args: normalise(*args, training=direction != "forward")
-    params = {name: _Symbol(value.shape, value.dtype) for name, value in model.initial(dtype=dtype).items()}
+    symbols = {name: _Symbol(value.shape, value.dtype, name) for name, value in params.items()}
     x, labels = (_Symbol(value.shape, value.dtype) for value in model.batch(0, dtype, size))
-    losses(model, ops, params, x, labels)
+    losses(model, ops, symbols, x, labels)
     return calls
 
 

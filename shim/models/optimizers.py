@@ -13,6 +13,8 @@ import numpy as np
 
 #: name -> how many arrays of state it keeps for a weight, all of them zero at first
 STATES = {"sgd": 0, "rmsprop": 1, "adam": 2, "adadelta": 2}
+#: options of the models with tables: Adam moves every row at every step, plain descent may leave out those not in use
+TABLES: dict[str, tuple[str, ...]] = {"optimizer": ("adam", "sgd"), "table_gradient": ("dense", "rows")}
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,9 @@ def rmsprop(learning_rate: float = 0.001, decay: float = 0.0) -> Optimizer:
     return Optimizer("rmsprop", learning_rate, decay)
 
 
-def adam(learning_rate: float = 0.001, decay: float = 0.0) -> Optimizer:
+def adam(learning_rate: float = 0.001, decay: float = 0.0, epsilon: float = 1e-7) -> Optimizer:
     """Return Adam (Kingma and Ba, "Adam: a method for stochastic optimization", 2014)."""
-    return Optimizer("adam", learning_rate, decay)
+    return Optimizer("adam", learning_rate, decay, epsilon=epsilon)
 
 
 def adadelta(learning_rate: float = 0.001, decay: float = 0.0) -> Optimizer:

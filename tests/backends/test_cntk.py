@@ -226,6 +226,10 @@ def test_an_interrupt_leaves_a_trainer_that_works():
 # ------------------------------------------------------------------------------------------------------ training
 
 
+def _nothing(seed, dtype, size):
+    return np.ones((4, 7), dtype), np.array([0, 1, 2, 2], np.int32)
+
+
 def _tiny():
     def apply(ops, params, x):
         x = ops.dense(x, params["w"], params["b"], activation="relu")
@@ -236,7 +240,7 @@ def _tiny():
     rng = np.random.default_rng(0)
     shapes = {"w": (7, 5), "b": (5,), "g": (5,), "t": (5,), "m": (5,), "v": (5,), "u": (5, 3), "c": (3,), "z": (3,)}
     params = {name: rng.random(shape) + 0.1 for name, shape in shapes.items()}
-    others = {"dropout": True, "constants": (), "moments": (("m", "v"),)}
+    others = {"dropout": True, "constants": (), "moments": (("m", "v"),), "table_gradient": "dense", "batch": _nothing}
     model = SimpleNamespace(apply=apply, loss="softmax_cross_entropy", **others)
     return model, params
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 
 import numpy as np
@@ -45,6 +46,21 @@ def test_agrees_at_random_shapes(backend, op):
         parity.verify(backend, case, backend.MODES[0])
 
     agrees()
+
+
+@pytest.mark.parametrize("op", ["lstm", "bilstm"])
+def test_hard_sigmoids_are_clipped(backend, mode, op):
+    """Most gates are shut or wide open here, with a gradient of 0; few are at small arguments."""
+    case = cases.case(op, "forward_backward", parity.SMALL[op], "float64", recurrent_activation="hard_sigmoid")
+    args, dy = case.arrays()
+    args[0] = args[0] * 10
+    y, grads = backend.forward_backward(op, dict(case.options), mode)(
+        [backend.to_device(a) for a in args], backend.to_device(dy)
+    )
+    reference = functools.partial(contract.op(op).reference, **dict(case.options))
+    np.testing.assert_allclose(backend.to_numpy(y), reference(*args), rtol=0, atol=1e-12)
+    for actual, wanted in zip(grads, contract.reference_vjp(reference, args, dy), strict=True):
+        np.testing.assert_allclose(backend.to_numpy(actual), wanted, rtol=0, atol=1e-12 * np.abs(wanted).max())
 
 
 def test_defines_the_protocol(backend):

@@ -220,9 +220,28 @@ def test_updates_in_pieces_follow_the_formula(monkeypatch, name):
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_updates_by_rows_follow_the_formula(monkeypatch, name):
+    """Two pieces that share a row, and rows without a gradient."""
+    monkeypatch.setattr(_updates, "BLOCK", 4)
+    optimizer, rng = getattr(optimizers, name)(learning_rate=0.1, decay=0.5), np.random.default_rng(0)
+    p = rng.standard_normal((7, 3))
+    wanted, state = p.copy(), optimizers.init(optimizer, p)
+    states = optimizers.init(optimizer, p)
+    for step in range(3):
+        pieces = [(np.array(ids), rng.standard_normal((2, 3))) for ids in ([5, step], [step, 6])]
+        g = np.zeros_like(p)
+        for ids, rows in pieces:
+            g[ids] += rows
+        wanted, state = optimizers.update(optimizer, np, wanted, g, state, step)
+        _updates.update(optimizer, np, step, p, _handwritten.Rows(pieces), states)
+    for a, b in zip((p, *states), (wanted, *state), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-15)
+
+
 def _tiny(loss="softmax_cross_entropy"):
     apply = lambda ops, params, x: ops.dense(x, params["w"], params["b"])  # noqa: E731
-    return SimpleNamespace(apply=apply, loss=loss, dropout=True, constants=(), moments=())
+    return SimpleNamespace(apply=apply, loss=loss, dropout=True, constants=(), moments=(), table_gradient="dense")
 
 
 def test_weights_in_any_memory_order_are_trained():

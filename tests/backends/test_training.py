@@ -6,6 +6,7 @@ gradient of a whole model is also compared with the complex step over the contra
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from types import SimpleNamespace
 
@@ -24,6 +25,7 @@ SIZES = (7,) * 9 + (5,)  # the last batch of an epoch is smaller
 SMALL = {
     "imdb_fasttext": "imdb_fasttext-ngrams=1"
 }  # the same layers with a table of 20,000 rows instead of 1.2 million
+ROWS = "-optimizer=sgd-table_gradient=rows"
 NAMES = [*(SMALL.get(name, name) for name in models.names()), "lstm_text_generation-inputs=ids"]
 DROPOUT = ("cifar10_cnn", "imdb_bidirectional_lstm", "mnist_cnn", "mnist_mlp")
 QUICK = ("imdb_fasttext-ngrams=1", "mnist_mlp", "text_generator")  # all that modes which compile for long need to show
@@ -75,6 +77,54 @@ def test_ten_steps_agree(backend, mode, name, dtype):
     if dtype == "float64":
         for k, value in params.items():
             np.testing.assert_allclose(value, wanted[k], rtol=0, atol=tolerance * np.abs(wanted[k]).max(), err_msg=k)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("name", ["imdb_bidirectional_lstm", "imdb_fasttext-ngrams=1", "text_generator"])
+def test_steps_on_the_rows_in_use_are_those_of_plain_descent(backend, mode, name, dtype):
+    """At a rate that moves the table, over more samples than NumPy counts at once, ids repeated within each."""
+    if dtype == "float64":
+        _skip_unless_quick(backend, mode, name)
+    optimizer, sizes = optimizers.sgd(learning_rate=0.1, decay=0.1), (7,) * 8 + (5, 67)
+    if mode != backend.MODES[0]:
+        sizes = sizes[:1] * 10
+    numpy, tolerance = shim.load("numpy"), parity.TRAINING[dtype]
+    dense, rows = (models.load(n, dropout=False) for n in (name, name + ROWS))
+    dense, rows = (dataclasses.replace(model, optimizer=optimizer) for model in (dense, rows))
+    wanted_losses, wanted = _train(numpy, dense, numpy.MODES[0], "float64", sizes)
+    losses, params = _train(backend, rows, mode, dtype, sizes)
+    np.testing.assert_allclose(losses, wanted_losses, rtol=tolerance)
+    for k, value in params.items():
+        scale = np.abs(wanted[k] - _params(dense, "float64")[k]).max()  # of the change
+        np.testing.assert_allclose(value, wanted[k], rtol=0, atol=10 * tolerance * max(scale, 1e-3), err_msg=k)
+
+
+def test_rows_of_two_lookups_add_up_and_leave_the_padding_out(backend, mode):
+    def apply(ops, params, ids):
+        without, whole = (ops.embedding_average(ids, params["table"], padding_id=p) for p in (0, None))
+        return ops.dense(ops.concat(without, whole), params["w"], params["b"])[:, 0]
+
+    rng, optimizer = np.random.default_rng(0), optimizers.sgd(learning_rate=1.0)
+    params = {"table": rng.random((11, 3)), "w": rng.random((6, 1)), "b": np.zeros(1)}
+    model = models.load("imdb_fasttext" + ROWS)
+    model = dataclasses.replace(model, apply=apply, optimizer=optimizer)
+    ids, labels = rng.integers(0, 7, (5, 7), dtype=np.int32), rng.integers(0, 2, 5, dtype=np.int32)
+    ids[1] = 0
+    trainer = backend.trainer(model, params, optimizer, mode)
+    trainer.step(backend.to_device(ids), backend.to_device(labels))
+
+    def loss(table):
+        return _contract_loss(model, params | {"table": table}, ids, labels)[1]
+
+    (gradient,) = contract.reference_vjp(loss, [params["table"]], np.ones(()))
+    np.testing.assert_allclose(trainer.params()["table"], params["table"] - gradient, rtol=0, atol=1e-12)
+    np.testing.assert_array_equal(trainer.params()["table"][7:], params["table"][7:])
+
+
+def test_rows_are_refused_where_every_row_moves(backend, mode):
+    model = models.load("imdb_fasttext-ngrams=1" + ROWS)
+    with pytest.raises(ValueError, match="table_gradient='rows' goes with optimizer='sgd'; adam moves every row"):
+        backend.trainer(model, _params(model, "float32"), optimizers.adam(), mode)
 
 
 def _contract_loss(model, params, x, labels, training=False):
