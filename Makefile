@@ -70,9 +70,12 @@ test-tool: env
 
 test-backends: $(TARGETS:%=test-backend-%)
 
+# The module of a backend: of its own name, or of what stands before the dash.
+module = $(or $(filter $(subst -,_,$(1)),$(NAMES)),$(firstword $(subst -, ,$(1))))
+
 test-backend-%: env
 	.shim/env/$*/bin/python -m pytest tests/backends --backend $* \
-	  $(foreach name,$(filter-out $*,$(NAMES)),--ignore=tests/backends/test_$(name).py)
+	  $(foreach name,$(filter-out $(call module,$*),$(NAMES)),--ignore=tests/backends/test_$(name).py)
 
 # CNTK in a Python it was not built for; see docs/cntk.md. CNTK's own tests take about 12 minutes, the sample 2.
 test-cntk: env

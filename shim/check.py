@@ -12,19 +12,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from shim import environments, parity
+from shim import environments, parity, protocol
 from shim.environments import Progress
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The parity of one case on one target: ``worst`` is its error as a share of the tolerance."""
+    """The parity of one case on one target: ``worst`` is its error as a share of the tolerance.
+
+    ``unsupported`` says why the backend refuses the case, if it is by its own account not made for it.
+    """
 
     target: str
     mode: str
     case: str
     worst: float | None
     error: str | None
+    unsupported: str | None = None
 
 
 def check(target: str, modes: Sequence[str], ops: Sequence[str], progress: Progress) -> Iterator[Outcome]:
@@ -63,10 +67,12 @@ def check(target: str, modes: Sequence[str], ops: Sequence[str], progress: Progr
 
 def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """Return counts, the worst share of the tolerance and the failures, as ``--json`` prints them."""
-    counts = Counter("failed" if o.error else "passed" for o in outcomes)
+    counts = Counter("failed" if o.error else "unsupported" if o.unsupported else "passed" for o in outcomes)
     return {
         "passed": counts["passed"],
         "failed": counts["failed"],
+        "unsupported": counts["unsupported"],
+        "reasons": dict(Counter(o.unsupported for o in outcomes if o.unsupported)),
         "worst": max((o.worst for o in outcomes if o.worst is not None), default=None),
         "failures": [asdict(o) for o in outcomes if o.error],
     }
@@ -86,12 +92,17 @@ def main(arguments: Sequence[str]) -> None:
     print(json.dumps({"total": len(cases) * len(modes)}), file=records)
     for mode in modes:
         for case in cases:
-            worst, error = None, None
+            worst, error, unsupported = None, None, None
             try:
                 worst = parity.verify(backend, case, mode)["worst"]
+            except protocol.Unsupported as refusal:
+                if protocol.offers(backend, case):
+                    error = f"refused, although it is offered: {refusal}"
+                unsupported = str(refusal)
             except Exception as problem:
                 error = f"{type(problem).__name__}: {problem}".splitlines()[0]
-            print(json.dumps({"mode": mode, "case": case.id, "worst": worst, "error": error}), file=records)
+            outcome = {"worst": worst, "error": error, "unsupported": unsupported}
+            print(json.dumps({"mode": mode, "case": case.id} | outcome), file=records)
 
 
 if __name__ == "__main__":

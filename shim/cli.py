@@ -242,7 +242,10 @@ def check(targets: tuple[str, ...], ops: tuple[str, ...], modes: tuple[str, ...]
 
 def _print_check(target: str, result: dict[str, Any]) -> None:
     worst = f", worst error {result['worst']:.2f} of the tolerance" if result["worst"] is not None else ""
-    click.echo(f"{target}: {result['passed']} passed, {result['failed']} failed{worst}")
+    beyond = f", {result['unsupported']} cannot be done" if result["unsupported"] else ""
+    click.echo(f"{target}: {result['passed']} passed, {result['failed']} failed{beyond}{worst}")
+    for reason, count in result["reasons"].items():
+        click.echo(f"  {count} of them: {reason}")
     for failure in result["failures"]:
         click.echo(f"  {failure['mode']} {failure['case']}: {failure['error']}")
 
@@ -306,7 +309,7 @@ def bench(
             block_seconds=block_seconds,
         )
     _show(run, path, baseline, path.with_suffix(".html"), as_json)
-    if run.failures:
+    if any(failure["stage"] != "unsupported" for failure in run.failures):
         sys.exit(1)
 
 

@@ -211,7 +211,8 @@ def source() -> Path:
 def variables() -> dict[str, str]:
     """Return the variables for a process in a target's environment: this process's, and where shim and its home are."""
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONHOME", "VIRTUAL_ENV")}
-    return kept | {"PYTHONPATH": str(source()), "PYTHONNOUSERSITE": "1", "SHIM_HOME": str(home())}
+    given = {"PYTHONPATH": str(source()), "PYTHONNOUSERSITE": "1", "SHIM_HOME": str(home())}
+    return kept | given | {"KERAS_HOME": str(home() / "keras")}  # not the user's settings, and no file left there
 
 
 def _remake(target: str, lock: int, log: Log) -> None:
@@ -235,7 +236,7 @@ def _make(target: str, lock: int, log: Log) -> None:
             log(line)
 
         installer.install(path, installer.requirements(backend, version), source(), keep_open=(lock,), log=both)
-        versions = installer.verify(_interpreter(path), BACKENDS[backend], source())
+        versions = installer.verify(_interpreter(path), backend, source())
     size = sum(entry.lstat().st_size for entry in path.rglob("*"))
     record = {"stamp": _stamp(target), "python": platform.python_version(), "versions": versions, "bytes": size}
     unfinished = path / f"{RECORD}.new"

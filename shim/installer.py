@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from shim.backends import BACKENDS, INSTALLED_BY
+from shim.backends import BACKENDS, INSTALLED_BY, variables
 
 Log = Callable[[str], None]
 
@@ -129,13 +129,15 @@ def locked(file: Path, log: Log = lambda line: None) -> Iterator[int]:
         os.close(lock)
 
 
-def verify(python: Path, package: str, source: Path) -> dict[str, str]:
-    """Import ``package`` in an environment and return all versions there; raise :class:`InstallError` if it fails.
+def verify(python: Path, backend: str, source: Path) -> dict[str, str]:
+    """Import a backend's package in an environment and return all versions there; raise :class:`InstallError` if not.
 
     It may import ``shim`` from the folder ``source``.
     """
+    package = BACKENDS[backend]
     command = [str(python), "-I", "-c", _VERIFY, package, str(source)]
-    result = subprocess.run(command, env=_environ(), stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    environ = _environ() | variables(backend) | {"KERAS_HOME": str(python.parent.parent / "keras")}
+    result = subprocess.run(command, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if result.returncode:
         raise InstallError(f"import {package} fails: {reason(result.returncode, result.stderr.splitlines())}")
     versions: dict[str, str] = json.loads(result.stdout.splitlines()[-1])

@@ -5,11 +5,10 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from shim import environments, installer
-from shim.backends import BACKENDS
+from shim.backends import BACKENDS, file
 
 
 def table(targets: Iterable[str] = ()) -> list[dict[str, Any]]:
@@ -47,7 +46,7 @@ def main_versions(row: environments.Environment) -> dict[str, str]:
 
 def _constant(backend: str, name: str) -> list[str]:
     """Read a constant from a backend's source, since importing the module would import its framework."""
-    tree = ast.parse((Path(__file__).parent / "backends" / f"{backend}.py").read_text(encoding="utf-8"))
+    tree = ast.parse(file(backend).read_text(encoding="utf-8"))
     pairs = (
         (ast.unparse(target), node.value)
         for node in tree.body

@@ -21,6 +21,10 @@ from shim import contract
 Array = Any  # a backend's own array or symbol
 
 
+class Unsupported(NotImplementedError):
+    """A backend cannot do what was asked for, by its nature; the message says what it is limited to."""
+
+
 class Trainer(Protocol):
     """A model with its weights and optimizer on one backend, ready to train."""
 
@@ -50,7 +54,11 @@ class Trainer(Protocol):
 
 
 class Backend(Protocol):
-    """The functions of a backend module, beside its ops."""
+    """The functions of a backend module, beside its ops.
+
+    A backend that cannot do everything says so in ``DIRECTIONS`` or ``DTYPES``, see :func:`offers`, and raises
+    :class:`Unsupported` when it is asked all the same.
+    """
 
     DEVICES: tuple[str, ...]
     MODES: tuple[str, ...]
@@ -86,6 +94,24 @@ class Backend(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """Return versions, device, precision and thread count in use."""
+
+
+def directions(backend: Any) -> tuple[str, ...]:
+    """Return the directions of ops that a backend computes; one without ``forward_backward`` does not train either."""
+    found: tuple[str, ...] = getattr(backend, "DIRECTIONS", contract.DIRECTIONS)
+    return found
+
+
+def dtypes(backend: Any) -> tuple[str, ...]:
+    """Return the dtypes that a backend computes in, of those that are checked."""
+    found: tuple[str, ...] = getattr(backend, "DTYPES", ("float32", "float64"))
+    return found
+
+
+def offers(backend: Any, case: Any) -> bool:
+    """Return whether a backend says that it can run a case."""
+    direction = "forward_backward" if case.is_model else case.direction
+    return direction in directions(backend) and case.dtype in dtypes(backend)
 
 
 class Program:

@@ -15,7 +15,8 @@ import numpy as np
 from shim import contract
 from shim.protocol import program
 
-DEVICES, MODES = ("cpu",), ("eager", "other")
+DEVICES = ("cpu",)
+MODES = ("eager", "other")
 SECONDS, calls = 0.0, 0
 
 def setup(device="cpu", precision="float32", threads=None): pass
@@ -53,6 +54,9 @@ FAULTS = {
     "noisy": "print('hello from a framework')\nos.write(1, b'and from its C code\\n')",
     "wrong": "good_result = result\nresult = lambda *a: good_result(*a) + np.float32(1)",
     "raises": "def forward(op, options, mode): raise NotImplementedError('no kernel for this')",
+    "forward_only": "from shim.protocol import Unsupported\nDIRECTIONS = ('forward',)\n"
+    "def forward_backward(op, options, mode): raise Unsupported('no gradients here; it computes forward only')\n"
+    "def trainer(*args, seed=0): raise Unsupported('no training here; it computes forward only')",
     "missing": "raise ImportError('libfast.so.3: cannot open shared object file')",
     "hangs": "time.sleep(600)",
     "crashes": "os.kill(os.getpid(), signal.SIGSEGV)",

@@ -87,9 +87,9 @@ def test_targets_are_targets(target):
 
 
 def test_no_backend_is_forgotten():
-    assert {environments.parse(target.partition(":")[0])[0] for target in common.TARGETS} == {*backends.names()} - {
-        "null"
-    }
+    """Keras is for comparisons: its history would be that of five more engines."""
+    measured = {environments.parse(target.partition(":")[0])[0] for target in common.TARGETS}
+    assert measured == {name for name in backends.names() if name != "null" and not name.startswith("keras-")}
 
 
 def test_profiles_grow():

@@ -224,6 +224,13 @@ def test_a_failure_leaves_the_others_and_a_status(fakes):
     assert "good" in result.output
 
 
+def test_what_a_backend_is_not_made_for_is_told_and_no_failure(fakes):
+    gradients = CASE.replace("/forward/", "/forward_backward/")
+    result = shim("bench", "--case", CASE, "--case", gradients, "-b", "good,forward_only", *BRIEF)
+    assert result.exit_code == 0
+    assert "no gradients here; it computes forward only" in result.output
+
+
 def test_an_interrupted_bench_goes_on_where_it_was(fakes):
     """Ctrl-C in a terminal reaches the whole group of processes, so it is sent to all of it."""
     tests = Path(__file__).parent
@@ -293,6 +300,19 @@ def test_check_names_what_failed_and_ends_with_a_status(fakes):
     assert "eager dense/forward/N3-I7-O5/float32: ParityError: the result differs from the contract by 1; " in (
         result.output
     )
+
+
+def test_check_counts_what_a_backend_is_not_made_for(fakes):
+    result = shim("check", "forward_only", "--op", "dense", "--mode", "eager")
+    assert result.exit_code == 0
+    assert result.output.startswith("forward_only: 4 passed, 0 failed, 4 cannot be done, worst error ")
+    assert "  4 of them: no gradients here; it computes forward only" in result.output
+
+
+def test_training_on_a_backend_that_computes_forward_only_says_so_and_ends_with_a_status(fakes):
+    result = shim("train", "mnist_mlp", "-b", "forward_only", "--limit", "50", "--epochs", "1")
+    assert result.exit_code == 1
+    assert "no training here; it computes forward only" in " ".join(result.output.split())
 
 
 def test_train_prints_its_epochs(monkeypatch, tmp_path):

@@ -70,11 +70,14 @@ class Session:
 
         from shim import cases, parity
         from shim.measure import clock
+        from shim.protocol import Unsupported
 
         parsed = cases.parse(case)
         try:
             prepared = clock.prepare(self.backend, parsed, mode)
             implementation = self.backend.implementation(parsed, mode)
+        except Unsupported as error:
+            raise Failed("unsupported", error) from error
         except Exception as error:
             raise Failed("build", error) from error
         program = None if parsed.is_model else prepared.run

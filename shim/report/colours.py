@@ -45,7 +45,9 @@ def styles(contestants: Iterable[str]) -> dict[str, Style]:
     seen: dict[str, int] = {}
     for label in sorted(set(contestants), key=lambda label: (len(label), label)):
         name = backend(label)
-        colour, marker = BACKENDS.get(name) or _OTHERS[zlib.crc32(name.encode("utf-8", "replace")) % len(_OTHERS)]
+        engine = name.removeprefix("keras-")  # Keras has its engine's colour and a marker of its own
+        colour, marker = BACKENDS.get(engine) or _OTHERS[zlib.crc32(engine.encode("utf-8", "replace")) % len(_OTHERS)]
+        marker = marker if engine == name else "P"
         found[label] = Style(colour, marker, _FILLS[seen.get(name, 0) % len(_FILLS)])
         seen[name] = seen.get(name, 0) + 1
     return found

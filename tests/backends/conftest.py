@@ -25,6 +25,11 @@ def _backends(config):
         raise pytest.UsageError(str(error)) from None
 
 
+def pytest_configure(config):
+    """Load them before any test file imports a framework: Keras takes its engine from the backend's name."""
+    _backends(config)
+
+
 def pytest_generate_tests(metafunc):
     if "backend" not in metafunc.fixturenames:
         return

@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 
 import shim
-from shim import checkpoint, contract, models, parity
+from shim import checkpoint, contract, models, parity, protocol
 from shim.models import optimizers
 
 pytestmark = [  # torch.compile warns about its own inner workings
     pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
 ]
+#: dtype -> tolerances of what the tests below compare, where it is no trajectory
+TOLERANCES = {"float64": 1e-9, "float32": 1e-4}
 SIZES = (7,) * 9 + (5,)  # the last batch of an epoch is smaller
 SMALL = {
     "imdb_fasttext": "imdb_fasttext-ngrams=1"
@@ -34,6 +36,24 @@ QUICK = ("imdb_fasttext-ngrams=1", "mnist_mlp", "text_generator")  # all that mo
 def _skip_unless_quick(backend, mode, name):
     if mode != backend.MODES[0] and name not in QUICK:
         pytest.skip(f"{mode} compiles {name} for long, and does so in the test of ten steps in float32")
+
+
+@pytest.fixture(autouse=True)
+def _trains(request):
+    """Have a backend that computes forward only say so, and leave the tests out by that name."""
+    backend = request.getfixturevalue("backend")
+    if "forward_backward" in protocol.directions(backend):
+        return
+    model = models.load("mnist_mlp")
+    with pytest.raises(protocol.Unsupported, match="forward only") as refusal:
+        backend.trainer(model, model.initial(), model.optimizer, backend.MODES[0])
+    pytest.skip(str(refusal.value))
+
+
+@pytest.fixture
+def widest(backend):
+    """The most exact dtype of a backend."""
+    return protocol.dtypes(backend)[-1]
 
 
 def _batch(model, step, dtype, size):
@@ -67,6 +87,10 @@ def test_ten_steps_agree(backend, mode, name, dtype):
     if dtype == "float64" or "-inputs" in name:
         _skip_unless_quick(backend, mode, name)
     sizes = SIZES if mode == backend.MODES[0] or name == "mnist_mlp" else SIZES[:1] * 10  # each size is compiled
+    if dtype not in protocol.dtypes(backend):
+        with pytest.raises(protocol.Unsupported, match=f"not in {dtype}"):
+            _train(backend, models.load(name, dropout=False), mode, dtype, sizes)
+        return
     losses, params = _train(backend, models.load(name, dropout=False), mode, dtype, sizes)
     wanted_losses, wanted = _reference(name, sizes)
     tolerance = parity.TRAINING[dtype]
@@ -144,57 +168,57 @@ def _gradient(backend, mode, model, params, x, labels):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_gradients_of_the_whole_model_are_those_of_the_contract(backend, mode, name):
+def test_gradients_of_the_whole_model_are_those_of_the_contract(backend, mode, name, widest):
     _skip_unless_quick(backend, mode, name)
     model = models.load(name, dropout=False)
-    params, (x, labels) = _params(model, "float64"), _batch(model, 0, "float64", 3)
+    params, (x, labels) = _params(model, widest), _batch(model, 0, widest, 3)
     gradient, trained = _gradient(backend, mode, model, params, x, labels), models.trained(model, params)
     directions = {k: np.random.default_rng(n).standard_normal(params[k].shape) for n, k in enumerate(trained)}
     moved = params | {k: params[k] + 1e-30j * directions[k] for k in trained}
     wanted = _contract_loss(model, moved, x, labels, training=True)[2].imag / 1e-30
     product = sum((gradient[k] * directions[k]).sum() for k in trained)
     size = sum(np.linalg.norm(gradient[k]) for k in trained)
-    rounding = np.finfo(float).eps * sum(np.linalg.norm(v) for v in params.values())  # gradients are differences here
-    assert abs(product - wanted) <= 1e-10 * size + 10 * rounding
+    rounding = np.finfo(widest).eps * sum(np.linalg.norm(v) for v in params.values())  # gradients are differences here
+    assert abs(product - wanted) <= 0.1 * TOLERANCES[widest] * size + 10 * rounding
 
 
 @pytest.mark.parametrize("name", sorted(optimizers.STATES))
-def test_optimizers_follow_their_formulas(backend, mode, name):
+def test_optimizers_follow_their_formulas(backend, mode, name, widest):
     model = models.load("mnist_mlp", dropout=False)
     optimizer = getattr(optimizers, name)(learning_rate=0.01, decay=0.5)
-    params = _params(model, "float64")
+    params = _params(model, widest)
     trainer = backend.trainer(model, params, optimizer, mode)
     states = {k: optimizers.init(optimizer, v) for k, v in params.items()}
     for step in range(2):
-        x, labels = _batch(model, step, "float64", 3)
+        x, labels = _batch(model, step, widest, 3)
         trainer.step(backend.to_device(x), backend.to_device(labels))
         for k, g in _gradient(backend, mode, model, params, x, labels).items():
             params[k], states[k] = optimizers.update(optimizer, np, params[k], g, states[k], step)
     for k, value in trainer.params().items():
-        np.testing.assert_allclose(value, params[k], rtol=0, atol=1e-9, err_msg=k)
+        np.testing.assert_allclose(value, params[k], rtol=0, atol=TOLERANCES[widest], err_msg=k)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_evaluation_and_prediction_leave_dropout_out_and_take_the_moving_moments(backend, mode, name):
+def test_evaluation_and_prediction_leave_dropout_out_and_take_the_moving_moments(backend, mode, name, widest):
     _skip_unless_quick(backend, mode, name)
     model = models.load(name)
-    params, (x, labels) = _params(model, "float64"), _batch(model, 0, "float64", 7)
+    params, (x, labels) = _params(model, widest), _batch(model, 0, widest, 7)
     for mean, variance in model.moments:
         params[mean], params[variance] = params[mean] + 0.25, params[variance] * 1.5
     trainer = backend.trainer(model, params, model.optimizer, mode)
     loss, right = trainer.evaluate(backend.to_device(x), backend.to_device(labels))
     logits, wanted, _ = _contract_loss(model, params, x, labels)
     predicted = logits.argmax(axis=-1) if logits.ndim == 2 else logits > 0
-    assert float(backend.to_numpy(loss)) == pytest.approx(float(wanted), rel=1e-9)
+    assert float(backend.to_numpy(loss)) == pytest.approx(float(wanted), rel=TOLERANCES[widest])
     assert int(backend.to_numpy(right)) == (predicted == labels).sum()
     logits_of_few = backend.to_numpy(trainer.predict(backend.to_device(x[:3])))
-    np.testing.assert_allclose(logits_of_few, logits[:3], rtol=0, atol=1e-9 * np.abs(logits).max())
+    np.testing.assert_allclose(logits_of_few, logits[:3], rtol=0, atol=TOLERANCES[widest] * np.abs(logits).max())
 
 
-def test_moving_moments_follow_those_of_the_batches(backend, mode):
+def test_moving_moments_follow_those_of_the_batches(backend, mode, widest):
     name = "text_generator"
     model = models.load(name)
-    params = _params(model, "float64")
+    params = _params(model, widest)
     trainer = backend.trainer(model, params, optimizers.sgd(learning_rate=1e-12), mode)
     inputs, normalise = [], contract.OPS["batch_norm"].reference
 
@@ -205,7 +229,7 @@ def test_moving_moments_follow_those_of_the_batches(backend, mode):
     ops = SimpleNamespace(**{op: entry.reference for op, entry in contract.OPS.items()} | {"batch_norm": recorded})
     wanted = {name: params[name] for pair in model.moments for name in pair}
     for step in range(2):
-        x, labels = _batch(model, step, "float64", 5)
+        x, labels = _batch(model, step, widest, 5)
         model.apply(ops, params, x)
         trainer.step(backend.to_device(x), backend.to_device(labels))
         for (mean, variance), values in zip(model.moments, inputs, strict=True):
@@ -214,7 +238,7 @@ def test_moving_moments_follow_those_of_the_batches(backend, mode):
         inputs.clear()
     after = trainer.params()
     for name, value in wanted.items():
-        np.testing.assert_allclose(after[name], value, rtol=1e-9, atol=1e-12, err_msg=name)
+        np.testing.assert_allclose(after[name], value, rtol=TOLERANCES[widest], atol=1e-3 * TOLERANCES[widest], err_msg=name)
     for name in model.constants:
         np.testing.assert_array_equal(after[name], 0, err_msg=name)
 
@@ -235,10 +259,10 @@ def test_dropout_comes_from_the_seed(backend, mode, name):
     assert abs(first[0] - losses(1, dropout=False)[0]) > 1e-4
 
 
-def test_dropout_draws_anew_at_each_step(backend, mode):
+def test_dropout_draws_anew_at_each_step(backend, mode, widest):
     model = models.load("mnist_mlp")
-    trainer = backend.trainer(model, _params(model, "float64"), optimizers.sgd(learning_rate=1e-12), mode)
-    batch = [backend.to_device(v) for v in _batch(model, 0, "float64", 7)]
+    trainer = backend.trainer(model, _params(model, widest), optimizers.sgd(learning_rate=1e-12), mode)
+    batch = [backend.to_device(v) for v in _batch(model, 0, widest, 7)]
     losses = [float(backend.to_numpy(trainer.step(*batch))) for _ in range(3)]
     assert min(abs(losses[0] - losses[1]), abs(losses[1] - losses[2])) > 1e-4
 
@@ -284,17 +308,17 @@ def test_a_restored_trainer_goes_on_as_if_nothing_had_happened(backend, mode, na
 
 
 @pytest.mark.parametrize("name", sorted(optimizers.STATES))
-def test_every_optimizer_is_restored(backend, name):
+def test_every_optimizer_is_restored(backend, name, widest):
     model, mode = models.load("mnist_mlp", dropout=False), backend.MODES[0]
     optimizer = getattr(optimizers, name)(learning_rate=0.01, decay=0.5)
-    batch = [backend.to_device(v) for v in _batch(model, 0, "float64", 5)]
-    first, second = (backend.trainer(model, _params(model, "float64"), optimizer, mode) for _ in range(2))
+    batch = [backend.to_device(v) for v in _batch(model, 0, widest, 5)]
+    first, second = (backend.trainer(model, _params(model, widest), optimizer, mode) for _ in range(2))
     first.step(*batch)
     second.restore(first.state())
     for trainer in (first, second):
         trainer.step(*batch)
     for key, value in first.params().items():
-        np.testing.assert_allclose(second.params()[key], value, rtol=1e-12, atol=1e-15, err_msg=key)
+        np.testing.assert_allclose(second.params()[key], value, rtol=1e-3 * TOLERANCES[widest], atol=1e-15, err_msg=key)
 
 
 def test_unknown_modes_are_refused(backend):
