@@ -37,14 +37,17 @@ class _DenseGradients:
 
 
 def _optimizer(optimizer):
+    """Return Keras' optimizer with the same constants, in float64 for what Keras would cast from float32."""
+    exact = np.float64 if keras.config.floatx() == "float64" else float
     rate = optimizer.learning_rate
     if optimizer.decay:
-        rate = keras.optimizers.schedules.InverseTimeDecay(rate, decay_steps=1, decay_rate=optimizer.decay)
+        rate, decay = exact(rate), exact(optimizer.decay)
+        rate = keras.optimizers.schedules.InverseTimeDecay(rate, decay_steps=1, decay_rate=decay)
     make, constants = _OPTIMIZERS[optimizer.name]
     if engine == "tensorflow":
         make = type(make.__name__, (_DenseGradients, make), {})
-    exact = np.float64 if keras.config.floatx() == "float64" else float  # ops.cast makes float32 of a plain float
-    return make(rate, **{name: exact(getattr(optimizer, name)) for name in constants})
+    number = exact if optimizer.name == "adam" else float  # Adadelta multiplies by it before it is cast
+    return make(rate, **{name: number(getattr(optimizer, name)) for name in constants})
 
 
 class _BatchLoss(keras.metrics.Metric):
