@@ -1,9 +1,12 @@
 # Everything is made inside this folder: the tool in .venv, an environment for each backend in .shim/env.
 #   make bench ARGS="--modes all"    hands options to `shim bench`
-#   make test TARGETS="numpy torch"  leaves the other backends out
+#   make test TARGETS="numpy torch"  leaves the other backends out, Keras too
 #   make PYTHON=python3.12 bench     takes another Python, 3.11 or newer
 
 PYTHON ?= python3
+ifndef TARGETS
+KERAS ?= keras-tensorflow keras-jax keras-torch keras-numpy keras-openvino
+endif
 TARGETS ?= numpy tensorflow jax torch cntk
 ARGS ?=
 
@@ -68,12 +71,13 @@ $(TOOL): pyproject.toml
 test-tool: env
 	$(BIN)/python -m pytest --ignore=tests/backends --ignore=tests/cntk --ignore=tests/test_asv_site.py
 
-test-backends: $(TARGETS:%=test-backend-%)
+test-backends: $(TARGETS:%=test-backend-%) $(KERAS:%=test-backend-%)
 
 # The module of a backend: of its own name, or of what stands before the dash.
 module = $(or $(filter $(subst -,_,$(1)),$(NAMES)),$(firstword $(subst -, ,$(1))))
 
-test-backend-%: env
+test-backend-%: $(TOOL)
+	@$(SHIM) env $* > /dev/null
 	.shim/env/$*/bin/python -m pytest tests/backends --backend $* \
 	  $(foreach name,$(filter-out $(call module,$*),$(NAMES)),--ignore=tests/backends/test_$(name).py)
 

@@ -420,7 +420,8 @@ def train(
             progress=Progress(),
         )
     _show(run, path, None, path.with_suffix(".html"), as_json)
-    if run.failures:
+    excused = None if backends else "unsupported"  # of all that are installed, some may be for other work
+    if any(failure["stage"] != excused for failure in run.failures):
         sys.exit(1)
 
 

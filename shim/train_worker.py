@@ -22,6 +22,7 @@ import numpy as np
 import shim
 from shim import checkpoint, data, models, sampling
 from shim.measure.worker import describe_error, end_with
+from shim.protocol import Unsupported
 
 TICKS = 10  # progress reports an epoch
 
@@ -217,7 +218,8 @@ def main() -> int:
             work(job, emit)
     except Exception as error:
         traceback.print_exc()
-        emit({"record": "failure", "stage": "train", "reason": describe_error(error)})
+        stage = "unsupported" if isinstance(error, Unsupported) else "train"
+        emit({"record": "failure", "stage": stage, "reason": describe_error(error)})
         return 1
     return 0
 
