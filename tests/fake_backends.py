@@ -69,7 +69,7 @@ def install(folder: Path, monkeypatch) -> None:
     """Make every made-up backend known here and in workers, which then run in this very interpreter."""
     import sys
 
-    from shim import environments
+    from shim import backends, environments
     from shim.backends import BACKENDS
 
     path = folder / "path"
@@ -78,6 +78,7 @@ def install(folder: Path, monkeypatch) -> None:
     for name, fault in FAULTS.items():
         (path / "fake" / f"{name}.py").write_text(f"{BODY}\n{fault}\n")
         monkeypatch.setitem(BACKENDS, name, "numpy")
+    monkeypatch.setattr(backends, "__path__", [*backends.__path__, str(path / "fake")])
     (path / "sitecustomize.py").write_text(
         "import shim.backends as known\n"
         f"known.__path__.append({str(path / 'fake')!r})\n"

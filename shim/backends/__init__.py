@@ -1,7 +1,7 @@
 """The backends by name. A backend is one module in this folder; adding one means adding it to :data:`BACKENDS`.
 
-One file may serve several names: ``keras.py`` is ``keras-tensorflow``, ``keras-jax`` and so on, unless a name has a file
-of its own. What follows the dash is the engine under Keras, and Keras takes one engine a process.
+One file may serve several names: ``keras.py`` is ``keras-tensorflow``, ``keras-jax`` and so on. A name's own file, such
+as ``keras_jax.py``, would go before. What follows the dash is the engine under Keras, which takes one engine a process.
 """
 
 from __future__ import annotations
