@@ -73,6 +73,8 @@ test-tool: env
 
 test-backends: $(TARGETS:%=test-backend-%) $(KERAS:%=test-backend-%)
 
+# Keras compiles a model anew for each trainer. So on Keras all models take ten steps, and what else there is to training is
+# tested on three of them: see _skip_unless_quick in tests/backends/test_training.py.
 # The module of a backend: of its own name, or of what stands before the dash.
 module = $(or $(filter $(subst -,_,$(1)),$(NAMES)),$(firstword $(subst -, ,$(1))))
 
