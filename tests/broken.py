@@ -1,6 +1,6 @@
 """Backends with one fault each, to show that the conformance checks see it.
 
-Each is NumPy behind a device array type of its own, with one thing wrong; :data:`FAULTS` names them.
+Each is NumPy, or another backend, behind a device array type of its own, with one thing wrong, as :data:`FAULTS` names.
 """
 
 from __future__ import annotations
@@ -107,21 +107,22 @@ FAULTS = {
 }
 
 
-def backend(fault=None):
-    """Return a backend with this fault, or a faultless one."""
+def backend(fault=None, base=None):
+    """Return a backend with this fault, or a faultless one, that computes on ``base``, by default NumPy."""
     ops, change_args, change_results = FAULTS[fault] if fault else (set(), None, None)
-    numpy = shim.load("numpy")
+    base = base or shim.load("numpy")
 
     def build(maker, op, options, mode):
-        run = maker(op, options, "eager").bare
-        backward = maker is numpy.forward_backward
+        run = maker(op, options, base.MODES[0]).bare
+        backward = maker is base.forward_backward
 
         def program(*called):
             args, dy = (called[0], [called[1]]) if backward else (called, [])
             args = [np.array(a) for a in args]
             used = change_args(args) if change_args and op in ops else args
-            result = run(used, np.array(dy[0])) if backward else (run(*used), [])
-            y, grads = np.array(result[0]), [np.array(g) for g in result[1]]
+            used = [base.to_device(a) for a in used]
+            result = run(used, base.to_device(np.array(dy[0]))) if backward else (run(*used), [])
+            y, grads = np.array(base.to_numpy(result[0])), [np.array(base.to_numpy(g)) for g in result[1]]
             if grads and change_args and op in ops:
                 grads = [
                     np.resize(g, a.shape) for g, a in zip(grads, (a for a in args if a.dtype.kind == "f"), strict=True)
@@ -139,21 +140,23 @@ def backend(fault=None):
         to_device=lambda value: np.array(value).view(DeviceArray),
         to_numpy=lambda array: np.asarray(array),
         synchronize=lambda outputs: None,
-        forward=functools.partial(build, numpy.forward),
-        forward_backward=functools.partial(build, numpy.forward_backward),
+        forward=functools.partial(build, base.forward),
+        forward_backward=functools.partial(build, base.forward_backward),
     )
 
 
-def caught(fault):
+def caught(fault, base=None, cases=None):
     """Return the ops whose conformance cases fail on the backend with this fault, with the first message of each."""
     from shim import parity
 
     messages = {}
-    for case in parity.conformance_cases():
+    for case in cases or parity.conformance_cases():
+        if case.op in messages:
+            continue
         try:
-            parity.verify(backend(fault), case, "eager")
+            parity.verify(backend(fault, base), case, "eager")
         except parity.ParityError as error:
-            messages.setdefault(case.op, str(error))
+            messages[case.op] = str(error)
     return messages
 
 

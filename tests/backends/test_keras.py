@@ -11,6 +11,7 @@ import pytest
 
 import shim
 from shim import backends, cases, models, parity, protocol
+from tests import broken
 
 if not os.environ.get("KERAS_BACKEND"):
     pytest.skip("these tests are for --backend keras-jax and the like", allow_module_level=True)
@@ -94,6 +95,14 @@ def test_gradients_follow_weights_put_into_the_same_list(backend):
     y, (dx, _, _) = run(args, backend.to_device(dy))
     np.testing.assert_allclose(backend.to_numpy(y), b - x @ w, rtol=0, atol=1e-5)
     np.testing.assert_allclose(backend.to_numpy(dx), -dy @ w.T, rtol=0, atol=1e-5)
+
+
+@trains
+@pytest.mark.parametrize("fault", broken.FAULTS)
+def test_a_fault_is_caught_by_the_conformance_cases(backend, fault):
+    ops = broken.FAULTS[fault][0]
+    chosen = [case for case in parity.conformance_cases(protocol.dtypes(backend)[:1]) if case.op in ops]
+    assert set(broken.caught(fault, backend, chosen)) == ops
 
 
 def test_two_shapes_in_turn(backend):
