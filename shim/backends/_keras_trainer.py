@@ -11,7 +11,7 @@ from keras import layers, ops
 
 from shim import models
 from shim.backends._keras_programs import Weight, call, check_dtype, compiled, dtype, engine
-from shim.protocol import bare_ops
+from shim.protocol import Unsupported, bare_ops
 
 if engine == "tensorflow":
     import tensorflow as tf
@@ -36,15 +36,20 @@ class _DenseGradients:
         return super().apply([tf.convert_to_tensor(g) for g in grads], trainable_variables)
 
 
-def _optimizer(optimizer):
-    """Return Keras' optimizer with the same constants, in float64 for what Keras would cast from float32."""
+def _optimizer(optimizer, with_rows):
+    """Return Keras' optimizer with the same constants, in float64 for what Keras would cast from float32.
+
+    ``with_rows`` leaves the gradients of tables as TensorFlow makes them, which other engines cannot.
+    """
+    if with_rows and engine != "tensorflow":
+        raise Unsupported(f"Keras on {engine} has dense gradients of tables only, not table_gradient='rows'")
     exact = np.float64 if keras.config.floatx() == "float64" else float
     rate = optimizer.learning_rate
     if optimizer.decay:
         rate, decay = exact(rate), exact(optimizer.decay)
         rate = keras.optimizers.schedules.InverseTimeDecay(rate, decay_steps=1, decay_rate=decay)
     make, constants = _OPTIMIZERS[optimizer.name]
-    if engine == "tensorflow":
+    if engine == "tensorflow" and not with_rows:
         make = type(make.__name__, (_DenseGradients, make), {})
     number = exact if optimizer.name == "adam" else float  # Adadelta multiplies by it before it is cast
     return make(rate, **{name: number(getattr(optimizer, name)) for name in constants})
@@ -72,11 +77,13 @@ class Trainer:
         self._dtype = dtype(next(iter(params.values())))
         check_dtype(self._dtype)
         keras.config.set_floatx(self._dtype)
+        keras_optimizer = _optimizer(optimizer, models.with_rows(description, optimizer))
         heads = description.loss if isinstance(description.loss, tuple) else [(description.loss, None)]
         self._heads = len(heads)
         self._weights = {name: Weight(np.array(value)) for name, value in params.items()}
         self._model = self._build(backend, description, seed)
-        self._compile(optimizer, heads, description.batch(0, self._dtype, 1))
+        self._compile(keras_optimizer, heads, description.batch(0, self._dtype, 1))
+        self._prediction = compiled(functools.partial(_predict, self._model))
         self._evaluation = compiled(functools.partial(_evaluate, self._model, getattr(backend, heads[0][0]).bare))
         self._take_state()
 
@@ -102,7 +109,7 @@ class Trainer:
         """Compile and build as ``fit`` does, but track the loss of each batch: that of the main head."""
         losses, weights = ([_LOSSES[name](from_logits=True) for name, _ in heads], [weight for _, weight in heads])
         several = {"loss": losses, "loss_weights": weights}
-        self._model.compile(_optimizer(optimizer), **(several if self._heads > 1 else {"loss": losses[0]}))
+        self._model.compile(optimizer, **(several if self._heads > 1 else {"loss": losses[0]}))
         self._model._symbolic_build(data_batch=self._targets(*batch))
         if self._heads > 1:
             self._model._compile_loss.metrics[0] = _BatchLoss()
@@ -143,6 +150,10 @@ class Trainer:
         keras.config.set_floatx(self._dtype)
         return self._evaluation(*self._state[:2], x, labels)
 
+    def predict(self, x):
+        keras.config.set_floatx(self._dtype)
+        return self._prediction(*self._state[:2], x)
+
     def params(self):
         self._variables()
         return {name: self._to_numpy(weight.variable.value) for name, weight in self._weights.items()}
@@ -157,9 +168,13 @@ class Trainer:
         self._take_state()
 
 
-def _evaluate(model, loss, trainable, others, x, labels):
+def _predict(model, trainable, others, x):
     outputs, _ = model.stateless_call(trainable, others, x, training=False)
-    logits = outputs[0] if isinstance(outputs, list) else outputs
+    return outputs[0] if isinstance(outputs, list) else outputs
+
+
+def _evaluate(model, loss, trainable, others, x, labels):
+    logits = _predict(model, trainable, others, x)
     predicted = ops.argmax(logits, axis=-1) if len(logits.shape) == 2 else logits > 0
     right = ops.cast(ops.equal(ops.cast(predicted, labels.dtype), labels), "int32")
     return loss(logits, labels), ops.sum(right)

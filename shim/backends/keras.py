@@ -83,17 +83,29 @@ def conv2d(x, w, b, *, stride=1, padding="valid", activation=None):
     return call(layers.Conv2D(w.shape[3], size, stride, padding, activation=activation, dtype=dtype(w)), x, w, b)
 
 
+def _hard_sigmoid(x):
+    """That of Keras 2; the one of Keras 3 has another slope."""
+    return ops.clip(0.2 * x + 0.5, 0, 1)
+
+
+def _lstm(w_h, gates, **how):
+    gates = _hard_sigmoid if gates == "hard_sigmoid" else gates
+    return layers.LSTM(w_h.shape[0], recurrent_activation=gates, **how, dtype=dtype(w_h))
+
+
 @op
-def lstm(x, w_x, w_h, b, *, return_sequences=False, reverse=False):
+def lstm(x, w_x, w_h, b, *, return_sequences=False, reverse=False, recurrent_activation="sigmoid"):
     """``keras.layers.LSTM``, which leaves the outputs of a reversed sequence in reverse."""
-    how = {"return_sequences": return_sequences, "go_backwards": reverse}
-    y = call(layers.LSTM(w_h.shape[0], **how, dtype=dtype(w_h)), x, w_x, w_h, b)
+    layer = _lstm(w_h, recurrent_activation, return_sequences=return_sequences, go_backwards=reverse)
+    y = call(layer, x, w_x, w_h, b)
     return ops.flip(y, axis=1) if return_sequences and reverse else y
 
 
 @op
-def bilstm(x, w_x, w_h, b, w_x_reverse, w_h_reverse, b_reverse, *, return_sequences=False):
-    layer = layers.LSTM(w_h.shape[0], return_sequences=return_sequences, dtype=dtype(w_h))
+def bilstm(
+    x, w_x, w_h, b, w_x_reverse, w_h_reverse, b_reverse, *, return_sequences=False, recurrent_activation="sigmoid"
+):
+    layer = _lstm(w_h, recurrent_activation, return_sequences=return_sequences)
     both = layers.Bidirectional(layer, dtype=dtype(w_h))
     return call(both, x, w_x, w_h, b, w_x_reverse, w_h_reverse, b_reverse)
 

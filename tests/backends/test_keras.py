@@ -80,6 +80,14 @@ def test_engines_without_gradients_say_so(backend):
         backend.trainer(model, model.initial(), model.optimizer, "auto")
 
 
+@trains
+@pytest.mark.skipif(ENGINE == "tensorflow", reason="TensorFlow makes gradients by rows")
+def test_engines_without_gradients_by_rows_say_so(backend):
+    model = models.load("text_generator-optimizer=sgd-table_gradient=rows")
+    with pytest.raises(protocol.Unsupported, match=f"Keras on {ENGINE} has dense gradients of tables only"):
+        backend.trainer(model, model.initial(), model.optimizer, "auto")
+
+
 @pytest.mark.skipif(ENGINE not in ("numpy", "openvino"), reason="arrays of this engine are not NumPy's")
 def test_arrays_are_read_only_because_weights_are_kept(backend):
     with pytest.raises(ValueError, match="read-only"):
