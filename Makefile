@@ -5,7 +5,7 @@
 
 PYTHON ?= python3
 ifndef TARGETS
-KERAS ?= keras-tensorflow keras-jax keras-torch keras-numpy keras-openvino
+KERAS ?= keras-tensorflow keras-jax keras-torch keras-numpy keras-openvino keras-cntk
 endif
 TARGETS ?= numpy tensorflow jax torch cntk
 ARGS ?=

@@ -269,7 +269,7 @@ def test_importing_needs_only_the_standard_library():
 @pytest.mark.parametrize("name", _edits.EDITS)
 def test_an_edit_replaces_text_that_occurs_once_and_moves_no_line(name):
     text = "\n".join(["first\n", *(old for old, _ in _edits.EDITS[name]), "last\n"])
-    result = _edits.edited(name, text, "file.py")
+    result = _edits.edited(_edits.EDITS[name], text, "file.py")
     assert all(new in result for _, new in _edits.EDITS[name])
     assert result.count("\n") == text.count("\n")
 
@@ -279,7 +279,7 @@ def test_other_text_is_refused(name):
     old = _edits.EDITS[name][0][0]
     for text in ("nothing\n", f"{old}{old}"):
         with pytest.raises(_slots.UnexpectedContent, match=r"^file\.py is not the file of CNTK 2\.7: "):
-            _edits.edited(name, text, "file.py")
+            _edits.edited(_edits.EDITS[name], text, "file.py")
 
 
 def test_an_error_ends_before_the_stack_of_cplusplus():

@@ -25,6 +25,7 @@ BACKENDS = {
     "keras-torch": "keras",
     "keras-numpy": "keras",
     "keras-openvino": "keras",
+    "keras-cntk": "shim.cntk.keras",
     "null": "numpy",
 }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.util
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import CodeType, ModuleType
 
@@ -72,19 +72,26 @@ EDITS = {
 }
 
 
-def edited(name: str, text: str, path: str) -> str:
-    """Return the text of module ``name`` with its edits; raise :class:`UnexpectedContent` if it is another text."""
-    for old, new in EDITS[name]:
+Edits = Sequence[tuple[str, str]]  # old text, new text
+
+
+def edited(edits: Edits, text: str, path: str, product: str = "CNTK 2.7") -> str:
+    """Return the text of a module with its edits; raise :class:`UnexpectedContent` if it is another text."""
+    for old, new in edits:
         if text.count(old) != 1:
-            raise UnexpectedContent(f"{path} is not the file of CNTK 2.7: {old.strip()!r} does not occur once")
+            raise UnexpectedContent(f"{path} is not the file of {product}: {old.strip()!r} does not occur once")
         text = text.replace(old, new)
     return text
 
 
 class _Loader(importlib.machinery.SourceFileLoader):
+    def __init__(self, name: str, path: str, edits: Edits, product: str) -> None:
+        super().__init__(name, path)
+        self._edits, self._product = edits, product
+
     def get_code(self, fullname: str) -> CodeType:
         path = self.get_filename(fullname)
-        text = edited(fullname, importlib.util.decode_source(self.get_data(path)), path)
+        text = edited(self._edits, importlib.util.decode_source(self.get_data(path)), path, self._product)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # escapes that are no escapes
             code: CodeType = compile(text, path, "exec", dont_inherit=True)
@@ -92,20 +99,21 @@ class _Loader(importlib.machinery.SourceFileLoader):
 
 
 class Finder:
-    """Finds ``cntk`` in ``site``, whatever ``sys.path`` says, and the modules to edit; Python finds the others."""
+    """Finds the modules to edit in ``site``, whatever ``sys.path`` says; Python finds the others."""
 
-    def __init__(self, site: Path) -> None:
-        self._site = site
+    def __init__(self, site: Path, edits: Mapping[str, Edits] = EDITS, product: str = "CNTK 2.7") -> None:
+        self._site, self._edits, self._product = site, edits, product
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if name not in EDITS:
+        if name not in self._edits:
             return None
         folder = self._site.joinpath(*name.split("."))
         package = folder / "__init__.py"
         is_package = package.is_file()
         file = str(package if is_package else folder.with_suffix(".py"))
+        loader = _Loader(name, file, self._edits[name], self._product)
         return importlib.util.spec_from_file_location(
-            name, file, loader=_Loader(name, file), submodule_search_locations=[str(folder)] if is_package else None
+            name, file, loader=loader, submodule_search_locations=[str(folder)] if is_package else None
         )

@@ -10,7 +10,11 @@ import tempfile
 import threading
 from collections.abc import Iterator
 
-_NOISE = re.compile(rb"\n?About to throw exception '.*?'\n|Selected CPU as the process wide default device\.\n", re.S)
+_NOISE = re.compile(
+    rb"\n?About to throw exception '.*?'\n|Selected CPU as the process wide default device\.\n"
+    rb"|\[Note:\] Trainer ctor: \d+ of the model parameters are not covered [^\n]*\n",  # they are not to be trained
+    re.S,
+)
 _lock = threading.RLock()
 
 
@@ -36,7 +40,7 @@ def errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Leave out of stderr what CNTK's libraries write in this block at an error or on choosing the device.
+    """Leave out of stderr what CNTK's libraries write in this block at an error, on choosing the device or a trainer.
 
     All else is written at its end; only a process that ends inside the block loses it. One thread at a time.
     """

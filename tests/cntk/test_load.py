@@ -380,8 +380,8 @@ def test_edits_are_those_of_the_files(site):
         folder = site.joinpath(*name.split("."))
         path = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
         text = importlib.util.decode_source(path.read_bytes())
-        ast.parse(_edits.edited(name, text, str(path)))
-        assert text.count("\n") == _edits.edited(name, text, str(path)).count("\n")
+        ast.parse(_edits.edited(_edits.EDITS[name], text, str(path)))
+        assert text.count("\n") == _edits.edited(_edits.EDITS[name], text, str(path)).count("\n")
 
 
 def test_its_folder_is_not_on_the_path(site):
