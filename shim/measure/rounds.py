@@ -151,6 +151,8 @@ class Rounds:
             for target in order:
                 self._calibrate(target)
             self._play_blocks(number)
+            if number < ALONE:
+                self._measure_ceilings()
             self.kill()
             self.record({"record": "round_end", "round": number})
 
@@ -166,6 +168,27 @@ class Rounds:
                     self.record({"record": "block"} | self._row(target, mode, case) | {"sweep": sweep} | timed)
             self._step(f"{case.partition('/')[0]} {label}", 1)
         self._step("done", goal - self._steps)
+
+    def _measure_ceilings(self) -> None:
+        """Let each worker that is left measure what the machine can do; what fails here is only recorded."""
+        dtypes = sorted({case.rpartition("/")[2] for case in self.config["cases"]})
+        settings = {"dtypes": dtypes, "device": self.config["device"], "threads": self.config["threads"]}
+        for entry in self.config["targets"]:
+            target, mode = entry["target"], entry["mode"]
+            if target not in self._workers:
+                continue
+            self.progress.advance(f"{self._title()}, ceilings of {target}", 0)
+            try:
+                reply = self._workers[target].ask("ceilings", mode=mode, **settings)
+            except process.WorkerDied as error:
+                self._workers.pop(target).kill()
+                reply = {"ok": False, "reason": f"the worker {error}"}
+            if reply.pop("ok"):
+                self.record({"record": "ceiling"} | self._row(target, mode, None) | reply)
+            else:
+                self.record(
+                    {"record": "warning"} | self._row(target, mode, None) | {"reason": f"ceilings: {reply['reason']}"}
+                )
 
     def _undecided(self, number: int) -> list[str]:
         """Return the cases that take part in a round; what decides is the rounds before it, never its own samples."""

@@ -41,6 +41,7 @@ class Run:
     blocks: list[Record] = field(default_factory=list)
     failures: list[Record] = field(default_factory=list)
     epochs: list[Record] = field(default_factory=list)
+    ceilings: list[Record] = field(default_factory=list)
     end: Record | None = None
 
     @property
@@ -57,6 +58,7 @@ _LISTS = {
     "block": "blocks",
     "failure": "failures",
     "epoch": "epochs",
+    "ceiling": "ceilings",
 }
 _NUMBER = (int, float)
 _ROW = {"round": int, "target": str, "mode": str, "case": str}
@@ -69,6 +71,7 @@ _NEEDED: dict[str, dict[str, Any]] = {
     "block": _ROW | {"sweep": int, "seconds": list, "cpu_seconds": _NUMBER, "wall_seconds": _NUMBER},
     "failure": {"target": str, "reason": str},
     "epoch": {"target": str, "mode": str, "model": str, "epoch": int},
+    "ceiling": {"round": int, "target": str, "mode": str, "call_seconds": dict},
 }
 
 

@@ -2,8 +2,8 @@
 
 Started by :mod:`shim.measure.process` with the interpreter of the target's environment. Its environment variables
 and CPUs are set before the framework is imported. Requests are ``{"command": "load" | "prepare" | "calibrate" |
-"block" | "quit", ...}``; each is answered by ``{"ok": true, ...}`` or ``{"ok": false, "stage", "reason"}``, and a
-failure is never the end of the process. The end of standard input is.
+"block" | "ceilings" | "quit", ...}``; each is answered by ``{"ok": true, ...}`` or ``{"ok": false, "stage",
+"reason"}``, and a failure is never the end of the process. The end of standard input is.
 """
 
 from __future__ import annotations
@@ -129,6 +129,12 @@ class Session:
             "wall_seconds": sum(wall),
             "rewarm_seconds": rewarm_seconds,
         }
+
+    def ceilings(self, mode: str, dtypes: list[str], device: str, threads: int) -> dict[str, Any]:
+        """Measure what this machine can do at most."""
+        from shim.measure import ceilings
+
+        return ceilings.measure(self.backend, mode, dtypes, device, threads)
 
 
 def describe_error(error: BaseException) -> str:

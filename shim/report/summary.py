@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 from shim import statistics
+from shim.explain import ceilings
 from shim.report import colours, words
 
 NOT_MEASURED = "not measured"
@@ -24,6 +25,7 @@ class Entry:
     row: statistics.Row | None
     parity: float | None = None
     note: str = ""
+    limit: ceilings.Limit | None = None
 
     @property
     def seconds(self) -> float:
@@ -168,10 +170,14 @@ def _case_results(
             key = build["case"], build["target"], build["mode"]
             parities[key] = max(float(worst), parities.get(key, 0.0))
     entries: dict[str, dict[str, Entry]] = {case: {} for case in config.get("cases", ()) if not run.epochs}
-    for row in statistics.rows(run, baseline or None):
+    rows = statistics.rows(run, baseline or None)
+    limits = ceilings.limits(run, rows)
+    for row in rows:
         note = _failure_of(row.target, row.mode, row.case, failures)
         parity = parities.get((row.case, row.target, row.mode))
-        entries.setdefault(row.case, {})[row.contestant] = Entry(row.contestant, row, parity, note)
+        entries.setdefault(row.case, {})[row.contestant] = Entry(
+            row.contestant, row, parity, note, limits.get((row.case, row.contestant))
+        )
     planned = [(entry["target"], entry.get("mode")) for entry in config.get("targets", ())]
     for case, found in entries.items():
         for target, mode in planned:
@@ -265,6 +271,12 @@ def _warnings(run: Any, cases: Sequence[CaseResult], failures: Sequence[dict[str
         failed = sum(entry.note.startswith("failed") for entry in entries)
         found.append(
             f"{words.count(len(failures), 'failure')} recorded; {words.count(failed, 'row')} of the results affected."
+        )
+    beyond = [case.name for case in cases for entry in case.entries if entry.limit and entry.limit.implausible]
+    if beyond:
+        found.append(
+            f"{words.count(len(beyond), 'row')} faster than the ceilings measured here allow, so look twice: "
+            f"{'; '.join(map(str, dict.fromkeys(beyond)))}."
         )
     rows = [entry.row for entry in entries if entry.row]
     if short := sum(row.rounds < _planned_rounds(run, row.case) for row in rows):

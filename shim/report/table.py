@@ -27,6 +27,7 @@ LEGEND = (
     ("faster, slower", "the whole interval of the ratio is on one side of 1, and it is no tie"),
     ("tie", "the whole interval is within 3 % of 1: too close to matter"),
     ("unknown", "the samples do not decide; more rounds would"),
+    ("limit", "what the row is nearest to, and how near: compute 80 % is 80 % of the fastest product measured here"),
 )
 
 
@@ -68,9 +69,11 @@ def _print_case(case: CaseResult, baseline: str, longest: int, console: Console)
     wide = console.width >= WIDE
     measured = [(entry.contestant, entry.row) for entry in case.entries if entry.row]
     if measured:
-        console.print(_case_table(case, measured, baseline, longest, wide))
+        console.print(_case_table(case, baseline, longest, wide))
     if not wide and measured:
         _print_under(f"implementations  {_implementations(measured)}", "dim", console)
+        if limits := [f"{words.line(e.contestant, 40)} {e.limit}" for e in case.entries if e.limit]:
+            _print_under(f"limits  {', '.join(limits)}", "dim", console)
     for entry in case.entries:
         if entry.note:
             _print_under(f"{words.line(entry.contestant, 40)}: {words.line(entry.note, 200)}", "red", console)
@@ -88,17 +91,21 @@ def _print_under(text: str, style: str, console: Console) -> None:
     console.print(Padding(Text(text, style=style), (0, 0, 0, 2), expand=False))
 
 
-def _case_table(
-    case: CaseResult, measured: Sequence[tuple[str, Row]], baseline: str, longest: int, wide: bool
-) -> Table:
+def _case_table(case: CaseResult, baseline: str, longest: int, wide: bool) -> Table:
     """Return the table of a case; columns are as wide in every case, so that tables stand in line."""
     unit = case.unit
     table = empty_table(wide, "contestant", f">time, {unit.name}", "", ">ratio", "", "verdict")
     for column, width in zip(table.columns, (longest, 8, 14, 6, 14, 13), strict=True):
         column.min_width = width
+    limited = wide and any(entry.limit for entry in case.entries)
+    if limited:
+        table.add_column("limit", style="dim", no_wrap=True, min_width=14)
     if wide:
         table.add_column("implementation", overflow="fold", style="dim")
-    for contestant, row in measured:
+    for entry in case.entries:
+        contestant, row = entry.contestant, entry.row
+        if row is None:
+            continue
         ratio = row.ratio
         cells: list[str | Text] = [
             Text(words.line(contestant, 40)),
@@ -113,7 +120,11 @@ def _case_table(
             between = words.interval(words.ratio(ratio.low), words.ratio(ratio.high))
             verdict = Text(words.verdict(ratio), style=STYLES.get(ratio.verdict, ""))
             cells += [words.ratio(ratio.value), Text(between, style="dim"), verdict]
-        table.add_row(*cells, *([Text(words.line(row.implementation, 200))] if wide else []))
+        if limited:
+            cells.append(str(entry.limit or words.DASH))
+        if wide:
+            cells.append(Text(words.line(row.implementation, 200)))
+        table.add_row(*cells)
     return table
 
 
@@ -214,6 +225,7 @@ def _row_as_json(entry: Entry, baseline: str) -> dict[str, Any]:
         "ratio": {key: getattr(row.ratio, key) for key in ("value", "low", "high", "verdict")} if compared else None,
         "implementation": row.implementation,
         "parity": entry.parity,
+        "limit": vars(entry.limit) if entry.limit else None,
         "cpu_per_wall": row.cpu_per_wall,
         "build_seconds": row.build_seconds,
         "first_call_seconds": row.first_call_seconds,
