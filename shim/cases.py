@@ -18,7 +18,8 @@ import numpy as np
 from shim import contract
 
 TRAIN_STEP, PREDICT = "train_step", "predict"
-MODEL_DIRECTIONS = (TRAIN_STEP, PREDICT)
+OPTIMIZER_STEP = "optimizer_step"  # the optimizer alone, with gradients that are there already
+MODEL_DIRECTIONS = (TRAIN_STEP, PREDICT, OPTIMIZER_STEP)
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,9 @@ def case(op: str, direction: str, dims: Mapping[str, int], dtype: str = "float32
     order = list(dict.fromkeys(axis.lstrip("4") for a in entry.arguments for axis in _axes(a)))
     if set(dims) != set(order):
         raise ValueError(f"{op} has the axes {', '.join(order)}; got {', '.join(dims)}")
-    if direction not in contract.DIRECTIONS:
-        raise ValueError(f"unknown direction {direction!r}; the directions are: {', '.join(contract.DIRECTIONS)}")
+    directions = (*contract.DIRECTIONS, contract.WEIGHTS) if entry.has_weights else contract.DIRECTIONS
+    if direction not in directions:
+        raise ValueError(f"unknown direction {direction!r}; the directions are: {', '.join(directions)}")
     if dtype not in contract.FLOATS:
         raise ValueError(f"unknown dtype {dtype!r}; the dtypes are: {', '.join(contract.FLOATS)}")
     chosen = tuple(
@@ -126,7 +128,7 @@ def parse(id: str) -> Case:
     for token in shape.split("-"):
         if match := re.fullmatch(r"([A-Z]|\.\.\.)([1-9]\d*)", token):
             dims[match[1]] = int(match[2])
-        elif match := re.fullmatch(r"([a-z_]+)=(\w+)", token):
+        elif match := re.fullmatch(r"([a-z_]+)=([\w.]+)", token):
             options[match[1]] = literal(match[2])
         else:
             raise ValueError(f"case {id!r}: cannot read {token!r}; axes look like N32, options like padding=same")
@@ -138,8 +140,10 @@ def parse(id: str) -> Case:
 
 
 def literal(text: str) -> Any:
-    """Return the value of an option as it stands in an id: True, False, None, a whole number or a word."""
+    """Return the value of an option as it stands in an id: True, False, None, a number or a word."""
     constants = {"True": True, "False": False, "None": None}
+    if re.fullmatch(r"\d+\.\d+", text):
+        return float(text)
     return constants[text] if text in constants else int(text) if text.isdigit() else text
 
 

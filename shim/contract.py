@@ -17,6 +17,7 @@ import numpy as np
 
 from shim.entry import DIRECTIONS as DIRECTIONS
 from shim.entry import FLOATS as FLOATS
+from shim.entry import WEIGHTS as WEIGHTS
 from shim.entry import Argument as Argument
 from shim.entry import Dims as Dims
 from shim.entry import Op as Op

@@ -12,6 +12,8 @@ import numpy as np
 
 Dims = dict[str, int]
 DIRECTIONS = ("forward", "forward_backward")
+#: Forward and the gradients of all float arguments but the first: what the layer next to the data needs in training.
+WEIGHTS = "weight_gradients"
 FLOATS = ("float32", "float64", "float16", "bfloat16")
 
 
@@ -49,6 +51,11 @@ class Op:
     forward_flops: Callable[[Dims], float]
     backward_flops: Callable[[Dims], float]
     longest_sum: Callable[[Dims], float]
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the first argument is data and others, floats too, follow."""
+        return self.arguments[0].is_float and sum(a.is_float for a in self.arguments) > 1
 
     def defaults(self) -> dict[str, Any]:
         """Return every option with its default value."""
@@ -132,7 +139,8 @@ class Op:
 
         Bytes are those of the arguments read and the results written once each; of a table only the gathered rows
         are read, while its dense gradient is written whole. The backward pass reads the arguments and the output
-        gradient again and writes one gradient for each float argument.
+        gradient again and writes one gradient for each float argument; without that of the first, half of its
+        operations are left.
         """
         full = self.all_dims(dims, options)
         result = math.prod(self.result_shape(dims, options))
@@ -144,10 +152,11 @@ class Op:
         forward = Work(self.forward_flops(full), float(itemsize * (read + result)))
         if direction == "forward":
             return forward
-        written = sum(sizes[a.name] for a in self.arguments if a.is_float)
+        first = 1 if direction == WEIGHTS else 0
+        written = sum(sizes[a.name] for a in self.arguments[first:] if a.is_float)
         saved = sum(size for name, size in sizes.items() if name not in gathered)
         return Work(
-            forward.flops + self.backward_flops(full),
+            forward.flops + self.backward_flops(full) * (0.5 if first else 1.0),
             forward.bytes + itemsize * (saved + result + written),
         )
 

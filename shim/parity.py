@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from shim import cases, contract
+from shim.measure import clock
 
 #: An error may reach this many times ``eps * sqrt(longest sum) * max|reference|``.
 FACTOR = 8.0
@@ -39,11 +40,15 @@ def verify(
     ``worst`` is the largest error as a share of its tolerance. ``run`` is the program if it is built already.
     ``cache`` is a folder that keeps references between processes. Raises :class:`ParityError`.
     """
-    reference = _load_reference(case, cache)
-    if case.is_model:
-        worst = (_verify_training if case.trains else _verify_prediction)(backend, case, mode, reference)
+    if case.direction == cases.OPTIMIZER_STEP:
+        worst = _verify_optimizer(backend, case, mode)
+    elif case.is_model:
+        verify_model = _verify_training if case.trains else _verify_prediction
+        worst = verify_model(backend, case, mode, _load_reference(case, cache))
+    elif dict(case.options).get("rate"):
+        worst = _verify_dropout(backend, case, mode, run)
     else:
-        worst = _verify_op(backend, case, mode, run, reference)
+        worst = _verify_op(backend, case, mode, run, _load_reference(case, cache))
     return {"passed": True, "worst": worst, "id": reference_id(case)}
 
 
@@ -73,24 +78,19 @@ def _eps(dtype: str) -> float:
 
 
 def _verify_op(backend: ModuleType, case: cases.Case, mode: str, run: Any, reference: dict[str, np.ndarray]) -> float:
-    entry, options, backward = contract.op(case.op), dict(case.options), case.direction == "forward_backward"
+    entry, options = contract.op(case.op), dict(case.options)
     args, dy = case.arrays()
-    build = backend.forward_backward if backward else backend.forward
-    run = run or build(case.op, options, mode)
-    device_args = [backend.to_device(a) for a in args]
     own = type(backend.to_device(dy))
-    if backward:
-        y, grads = run(device_args, backend.to_device(dy))
-    else:
-        y, grads = run(*device_args), ()
-    backend.synchronize((y, grads))
+    y, grads = _run(backend, case, mode, run, args, dy)
     longest = entry.longest_sum(entry.all_dims(dict(case.dims), options))
     _check_array("the result", y, own)
     worst = compare("the result", backend.to_numpy(y), reference["y"], case.dtype, longest)
     floats = [(argument.name, a) for argument, a in zip(entry.arguments, args, strict=True) if argument.is_float]
-    if backward and len(grads) != len(floats):
-        raise ParityError(f"{len(grads)} gradients returned, expected one for each of {len(floats)} float arguments")
-    for k, (gradient, (name, value)) in enumerate(zip(grads, floats, strict=False)):
+    left_out = 1 if case.direction == contract.WEIGHTS else 0
+    wanted = floats[left_out:]
+    if case.direction != "forward" and len(grads) != len(wanted):
+        raise ParityError(f"{len(grads)} gradients returned, expected one for each of {len(wanted)} float arguments")
+    for k, (gradient, (name, value)) in enumerate(zip(grads, wanted, strict=False), left_out):
         what = f"the gradient of {name}"
         _check_array(what, gradient, own)
         actual = backend.to_numpy(gradient)
@@ -99,6 +99,29 @@ def _verify_op(backend: ModuleType, case: cases.Case, mode: str, run: Any, refer
         else:
             worst = max(worst, _compare_along(what, actual, value, reference["products"][k], case, k, longest))
     return worst
+
+
+def _run(backend: ModuleType, case: cases.Case, mode: str, run: Any, args: Sequence[Any], dy: Any) -> tuple[Any, Any]:
+    run = run or clock.build_program(backend, case, mode)
+    device_args = [backend.to_device(a) for a in args]
+    y, grads = (run(*device_args), ()) if case.direction == "forward" else run(device_args, backend.to_device(dy))
+    backend.synchronize((y, grads))
+    return y, grads
+
+
+def _verify_dropout(backend: ModuleType, case: cases.Case, mode: str, run: Any) -> float:
+    """Check what every mask has in common: the share it keeps, and the same factor for result and gradient."""
+    (x,), dy = case.arrays()
+    y, grads = (
+        backend.to_numpy(a) if k == 0 else [backend.to_numpy(g) for g in a]
+        for k, a in enumerate(_run(backend, case, mode, run, [x], dy))
+    )
+    kept, rate = np.asarray(y != 0), dict(case.options)["rate"]
+    worst = compare("the result", y, np.where(kept, x.astype(np.float64) / (1 - rate), 0), case.dtype, 1)
+    for gradient in grads:
+        wanted = np.where(kept, dy.astype(np.float64) / (1 - rate), 0)
+        worst = max(worst, compare("the gradient of x", gradient, wanted, case.dtype, 1))
+    return max(worst, _share("the share dropped", abs(kept.mean() + rate - 1), 6 * (rate * (1 - rate) / x.size) ** 0.5))
 
 
 def _check_array(what: str, array: Any, own: type) -> None:
@@ -232,6 +255,31 @@ def _verify_training(backend: ModuleType, case: cases.Case, mode: str, reference
     return compare_losses(losses, reference["losses"], case.dtype)
 
 
+def _verify_optimizer(backend: ModuleType, case: cases.Case, mode: str) -> float:
+    """Compare some entries of every weight after a few steps with the formula in float64."""
+    from shim import models
+
+    model = models.load(case.op, **dict(case.options))
+    params = model.initial(0, case.dtype)
+    gradients = models.gradients(model, params)
+    trainer = backend.trainer(model, params, model.optimizer, mode)
+    call = trainer.updater(gradients)
+    for _ in range(STEPS):
+        backend.synchronize(call())
+    worst, moved = 0.0, trainer.params()
+    for name, gradient in gradients.items():
+        places = np.linspace(0, gradient.size - 1, 1000).astype(int)
+        start, g = (a.reshape(-1)[places].astype(np.float64) for a in (params[name], gradient))
+        wanted, states = start, models.optimizers.init(model.optimizer, start)
+        for step in range(STEPS):
+            wanted, states = models.optimizers.update(model.optimizer, np, wanted, g, states, step)
+        error = float(np.max(np.abs(moved[name].reshape(-1)[places] - wanted)))
+        allowed = TRAINING[case.dtype] * float(np.max(np.abs(wanted - start)))
+        allowed += FACTOR * _eps(case.dtype) * float(np.max(np.abs(wanted)))
+        worst = max(worst, _share(f"the weight {name}", error, allowed))
+    return worst
+
+
 def compare_losses(losses: Sequence[float] | np.ndarray, wanted: np.ndarray, dtype: str) -> float:
     """Return the largest relative error of training losses as a share of the tolerance, or raise ParityError."""
     error = float(np.max(np.abs(np.asarray(losses) / wanted - 1)))
@@ -260,8 +308,16 @@ SMALL: dict[str, dict[str, int]] = {
 
 
 def conformance_cases(dtypes: Sequence[str] = ("float32", "float64")) -> list[cases.Case]:
-    """Return every op with every combination of its options, in every dtype and direction, at a small odd shape."""
-    found = []
+    """Return every op with every combination of its options, in every dtype and direction, at a small odd shape.
+
+    The direction without the first gradient is there with the default options only.
+    """
+    found = [
+        cases.case(name, contract.WEIGHTS, SMALL[name], dtype)
+        for name, entry in contract.OPS.items()
+        if entry.has_weights
+        for dtype in dtypes
+    ]
     for name, entry in contract.OPS.items():
         combinations: list[dict[str, Any]] = [{}]
         for option, choices in entry.options.items():

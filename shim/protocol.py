@@ -49,6 +49,12 @@ class Trainer(Protocol):
         NumPy arrays without objects, by names of the backend's own.
         """
 
+    def updater(self, gradients: Mapping[str, np.ndarray]) -> Callable[[], Any]:
+        """Return a call that moves the trained weights with these gradients: the last part of ``step`` alone.
+
+        What it returns is for ``synchronize``.
+        """
+
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Go on from the state of a trainer of the same backend, mode, model, optimizer and seed."""
 
@@ -81,8 +87,13 @@ class Backend(Protocol):
     def forward(self, op: str, options: Mapping[str, Any], mode: str) -> Callable[..., Array]:
         """Build ``run(*args) -> y``."""
 
-    def forward_backward(self, op: str, options: Mapping[str, Any], mode: str) -> Callable[..., Any]:
-        """Build ``run(args, dy) -> (y, grads)``, one gradient for each float argument, in order."""
+    def forward_backward(
+        self, op: str, options: Mapping[str, Any], mode: str, first: bool = True
+    ) -> Callable[..., Any]:
+        """Build ``run(args, dy) -> (y, grads)``, one gradient for each float argument, in order.
+
+        With ``first=False`` that of the first argument is left out, as in the layer next to the data.
+        """
 
     def trainer(
         self, model: Any, params: Mapping[str, np.ndarray], optimizer: Any, mode: str, seed: int = 0
@@ -110,7 +121,7 @@ def dtypes(backend: Any) -> tuple[str, ...]:
 
 def offers(backend: Any, case: Any) -> bool:
     """Return whether a backend says that it can run a case."""
-    direction = "forward_backward" if case.is_model else case.direction
+    direction = "forward" if case.direction == "forward" else "forward_backward"
     return direction in directions(backend) and case.dtype in dtypes(backend)
 
 
@@ -150,7 +161,7 @@ def program(build: Callable[..., Callable[..., Any]]) -> Callable[..., Program]:
     backward = build.__name__ == "forward_backward"
 
     @functools.wraps(build)
-    def checked(op: str, options: Mapping[str, Any] | None = None, mode: str | None = None) -> Program:
+    def checked(op: str, options: Mapping[str, Any] | None = None, mode: str | None = None, **wanted: bool) -> Program:
         entry, options, mode = contract.op(op), dict(options or {}), mode or module.MODES[0]
         entry.check_options(options)
         check_choice("mode", mode, module.MODES)
@@ -165,7 +176,7 @@ def program(build: Callable[..., Callable[..., Any]]) -> Callable[..., Program]:
             if not entry.result.endswith("...") and tuple(args[1].shape) != wanted:
                 raise ValueError(f"{op}: dy has shape {tuple(args[1].shape)}, expected {wanted}")
 
-        return Program(build(op, options, mode), check)
+        return Program(build(op, options, mode, **wanted), check)
 
     return checked
 

@@ -112,8 +112,8 @@ def backend(fault=None, base=None):
     ops, change_args, change_results = FAULTS[fault] if fault else (set(), None, None)
     base = base or shim.load("numpy")
 
-    def build(maker, op, options, mode):
-        run = maker(op, options, base.MODES[0]).bare
+    def build(maker, op, options, mode, **wanted):
+        run = maker(op, options, base.MODES[0], **wanted).bare
         backward = maker is base.forward_backward
 
         def program(*called):
@@ -124,9 +124,8 @@ def backend(fault=None, base=None):
             result = run(used, base.to_device(np.array(dy[0]))) if backward else (run(*used), [])
             y, grads = np.array(base.to_numpy(result[0])), [np.array(base.to_numpy(g)) for g in result[1]]
             if grads and change_args and op in ops:
-                grads = [
-                    np.resize(g, a.shape) for g, a in zip(grads, (a for a in args if a.dtype.kind == "f"), strict=True)
-                ]
+                floats = [a for a in args if a.dtype.kind == "f"]
+                grads = [np.resize(g, a.shape) for g, a in zip(grads, floats[-len(grads) :], strict=True)]
             if change_results and op in ops:
                 y, grads = change_results(op, options, args, y, grads)
             hosted = fault == "host array returned" and op in ops

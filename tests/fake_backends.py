@@ -40,11 +40,12 @@ def forward(op, options, mode):
     return lambda *args: result(op, options, args)
 
 @program
-def forward_backward(op, options, mode):
+def forward_backward(op, options, mode, first=True):
     def run(args, dy):
         wide = [a.astype(np.float64) if a.dtype.kind == "f" else a for a in args]
         function = lambda *a: contract.op(op).reference(*a, **options)
-        return result(op, options, args), [g.astype(dy.dtype) for g in contract.reference_vjp(function, wide, dy)]
+        grads = [g.astype(dy.dtype) for g in contract.reference_vjp(function, wide, dy)]
+        return result(op, options, args), grads[0 if first else 1:]
     return run
 """
 #: name -> what is appended to the body

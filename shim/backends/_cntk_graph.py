@@ -141,25 +141,26 @@ def _plain(error):
 class Graph:
     """A function built for the shapes of its arguments: data are inputs, weights are CNTK parameters."""
 
-    def __init__(self, entry, build, args, training):
+    def __init__(self, entry, build, args, training, first=True):
         self.bound = None
         self._arguments = entry.arguments
         self._limits = entry.dims([a.shape for a in args])
         self._dtype = next(a.dtype for a in args if not isinstance(a, Ids))
-        self._nodes = [self._node(argument, a) for argument, a in zip(entry.arguments, args, strict=True)]
+        wanted = [argument.is_float and (first or k > 0) for k, argument in enumerate(entry.arguments)]
+        self._nodes = [self._node(*each) for each in zip(entry.arguments, args, wanted, strict=True)]
         self._function = build(*self._nodes)
         self._output = self._function.output
         self._outputs = (self._output,)
         self._keep = {self._output} if training else set()
         self._feed = {}
         reached = {node.uid for node in self._function.inputs}
-        self._floats = [node for node, a in zip(self._nodes, args, strict=True) if not isinstance(a, Ids)]
-        self._reached = [node for node in self._floats if node.uid in reached]
-        self._unreached = [(k, node.shape) for k, node in enumerate(self._floats) if node.uid not in reached]
+        floats = [node for node, is_wanted in zip(self._nodes, wanted, strict=True) if is_wanted]
+        self._reached = [node for node in floats if node.uid in reached]
+        self._unreached = [(k, node.shape) for k, node in enumerate(floats) if node.uid not in reached]
 
-    def _node(self, argument, value):
+    def _node(self, argument, value, wanted):
         if argument.name in FED:
-            return variable(value.shape, self._dtype, argument.is_float)
+            return variable(value.shape, self._dtype, wanted)
         return _parameter(value.data.deep_clone(False))
 
     def bind(self, args):
@@ -182,7 +183,7 @@ class Graph:
         return clone(run(self._function, self._feed, self._outputs, self._keep)[1][self._output])
 
     def forward_backward(self, dy):
-        """Return the result and a gradient for each float argument."""
+        """Return the result and a gradient for each float argument, or for each but the first."""
         state, outputs = run(self._function, self._feed, self._outputs, self._keep)
         y = clone(outputs[self._output])
         gradients = dict.fromkeys(self._reached)
@@ -193,7 +194,7 @@ class Graph:
         return y, found
 
 
-def program(entry, build, training):
+def program(entry, build, training, first=True):
     """Return a search for the graph of given arguments, the last one at hand."""
     graphs, last = {}, None
 
@@ -202,7 +203,7 @@ def program(entry, build, training):
         if last is None or last.bound != args:  # tuples compare by identity first
             key = tuple((a.shape, a.dtype) for a in args)
             if key not in graphs:
-                graphs[key] = Graph(entry, build, args, training)
+                graphs[key] = Graph(entry, build, args, training, first)
             last = graphs[key]
             last.bind(args)
         return last

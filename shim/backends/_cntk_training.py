@@ -135,14 +135,27 @@ class Trainer:
         state, outputs = graph.run(function, batch.feed(self._dtype, x, labels), function.outputs, {total})
         value, moved = graph.clone(outputs[loss]), [graph.clone(outputs[moment]) for moment in moments]
         graph.pull_back(function, state, {total: self._one}, dict(slots))
-        for name, gradient in (self._gradients | (rows.gradients() if rows else {})).items():
-            update(self._optimizer, np, self._count, self._weights[name], gradient, self._states[name])
+        self._update(self._gradients | (rows.gradients() if rows else {}))
         for name, moment in zip(itertools.chain(*self._model.moments), moved, strict=True):
             weight = self._weights[name]
             weight += (1 - models.MOMENTUM) * (moment.data.to_ndarray().reshape(weight.shape) - weight)
         self._renew()
         self._count += 1
         return value
+
+    def _update(self, gradients):
+        for name, gradient in gradients.items():
+            update(self._optimizer, np, self._count, self._weights[name], gradient, self._states[name])
+
+    def updater(self, gradients):
+        arrays = {name: np.array(gradients[name], order="C") for name in self._trained}
+
+        def call():
+            self._update(arrays)
+            self._renew()
+            self._count += 1
+
+        return call
 
     def _renew(self):
         """Tell CNTK that weights have changed, else what is computed from weights alone is not computed again."""

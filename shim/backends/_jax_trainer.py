@@ -92,6 +92,12 @@ class Trainer:
             _, found = models.losses(model, ops, trained | others, x, labels)
             return models.weighted(found), (found[0][0], {n: moved[n] for n in moved if n not in tables}, looked_up)
 
+        def update(state, grads):
+            trained, others, slots, count, scratch = state
+            updated = {n: optimizers.update(optimizer, jnp, trained[n], grads[n], slots[n], count) for n in trained}
+            trained, slots = ({name: pair[k] for name, pair in updated.items()} for k in (0, 1))
+            return trained, others, slots, count + 1, scratch
+
         def step(state, x, labels):
             trained, others, slots, count, scratch = state
             constant = others | {name: trained.pop(name) for name in tables}
@@ -138,7 +144,7 @@ class Trainer:
             name: np.zeros(len(params[name]), np.int32) if with_rows else np.zeros_like(params[name]) for name in tables
         }
         self._place(params, slots, 0)
-        self._step = jax.jit(step, donate_argnums=0)
+        self._step, self._update = jax.jit(step, donate_argnums=0), jax.jit(update, donate_argnums=0)
         self._evaluation, self._prediction = jax.jit(evaluation), jax.jit(prediction)
 
     def _place(self, params, slots, count):
@@ -150,6 +156,15 @@ class Trainer:
     def step(self, x, labels):
         self._state, loss = self._step(self._state, x, labels)
         return loss
+
+    def updater(self, gradients):
+        grads = jax.tree.map(self._backend.to_device, dict(gradients))
+
+        def call():
+            self._state = self._update(self._state, grads)
+            return self._state[3]
+
+        return call
 
     def evaluate(self, x, labels):
         return self._evaluation(*self._state[:2], x, labels)

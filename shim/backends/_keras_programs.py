@@ -72,9 +72,12 @@ def compiled(function):
 class _Program:
     """A functional model that is built for the shapes of the first call."""
 
-    def __init__(self, op, function):
+    def __init__(self, op, function, first=True):
         self._op, self._function, self._count = op, function, _INPUTS.get(op, 1)
-        self._is_float = [argument.is_float for argument in contract.op(op).arguments]
+        # the arguments with gradients: all floats, the first of them only if it is wanted
+        self._is_float = [
+            argument.is_float and (first or k > 0) for k, argument in enumerate(contract.op(op).arguments)
+        ]
         self._args, self._signature = (), None
 
     def _prepare(self, args):
@@ -100,8 +103,8 @@ class _Program:
 class Graph(_Program):
     """On TensorFlow and JAX: one compiled function for each shape, to which the weights are arguments."""
 
-    def __init__(self, op, function):
-        super().__init__(op, function)
+    def __init__(self, op, function, first=True):
+        super().__init__(op, function, first)
         self._found = {}
 
     def _build(self, args):

@@ -154,6 +154,9 @@ class Trainer:
         keras.config.set_floatx(self._dtype)
         return self._prediction(*self._state[:2], x)
 
+    def updater(self, gradients):
+        raise Unsupported("Keras' optimizers run inside its compiled step and are not timed alone")
+
     def params(self):
         self._variables()
         return {name: self._to_numpy(weight.variable.value) for name, weight in self._weights.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import tensorflow as tf
@@ -111,6 +112,16 @@ class Trainer:
 
     def _predict(self, x):
         return models.logits(self._model, self._inference_ops(), self._params, x)
+
+    def updater(self, gradients):
+        def move(*arrays):
+            for name, gradient in zip(self._trained, arrays, strict=True):
+                weight, slots = self._params[name], self._slots[name]
+                _tensorflow_optimizers.update(self._optimizer, weight, slots, gradient, self._count)
+            return self._count.assign_add(1)
+
+        arrays = [self._backend.to_device(gradients[name]) for name in self._trained]
+        return functools.partial(self._backend.built(move, self._mode), *arrays)
 
     def params(self):
         return {name: weight.numpy() for name, weight in self._params.items()}

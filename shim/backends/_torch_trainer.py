@@ -121,17 +121,40 @@ class Trainer:
         return loss.detach()
 
     def _update(self):
-        group, optimizer = self._kernel.param_groups[0], self._optimizer
-        group["lr"] = optimizers.rate(optimizer, self._steps)
-        if optimizer.name == "adam":  # torch adds epsilon to the corrected root, Keras to the root as it is
-            group["eps"] = optimizer.epsilon / (1 - optimizer.beta_2 ** (self._steps + 1)) ** 0.5
+        lr = self._constants()
         for table in self._tables:
             if self._with_rows:
-                self._descend(table, group["lr"])
+                self._descend(table, lr)
             else:
                 table.grad = self._laid_out(table)
         self._kernel.step()
         self._steps += 1
+
+    def _constants(self):
+        """Set what changes from step to step and return the learning rate."""
+        group, optimizer = self._kernel.param_groups[0], self._optimizer
+        group["lr"] = optimizers.rate(optimizer, self._steps)
+        if optimizer.name == "adam":  # torch adds epsilon to the corrected root, Keras to the root as it is
+            group["eps"] = optimizer.epsilon / (1 - optimizer.beta_2 ** (self._steps + 1)) ** 0.5
+        return group["lr"]
+
+    def updater(self, gradients):
+        # In the layout of the weight, as autograd leaves them: the fused kernels pair entries by their place in memory.
+        pairs = [
+            (param, torch.empty_like(param, requires_grad=False).copy_(self._backend.to_device(gradients[name])))
+            for name, param in self._trained.items()
+        ]
+
+        def call():
+            for param, gradient in pairs:
+                param.grad = gradient
+            self._constants()
+            self._kernel.step()
+            self._steps += 1
+            for param, _ in pairs:
+                param.grad = None
+
+        return call
 
     def _laid_out(self, table):
         """Return a sparse gradient as a dense one, always in the same memory: only what the step before had written is

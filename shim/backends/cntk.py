@@ -261,9 +261,9 @@ def forward(op, options, mode):
 
 
 @program
-def forward_backward(op, options, mode):
+def forward_backward(op, options, mode, first=True):
     """``Function.forward`` and ``backward``; the gradient of a table is dense."""
-    find = graph.program(contract.op(op), _builder(op, options), training=True)
+    find = graph.program(contract.op(op), _builder(op, options), training=True, first=first)
     return lambda args, dy: find(tuple(args)).forward_backward(dy)
 
 

@@ -163,7 +163,11 @@ def relu(x):
 @op
 def dropout(x, *, rate=0.0):
     """``jax.random.bernoulli`` with a new key at each call."""
-    return _jax_trainer.drop(jax.random.fold_in(jax.random.key(0), next(_draws)), x, rate)
+    return _drop(next(_draws), x, rate=rate)
+
+
+def _drop(draw, x, *, rate):
+    return _jax_trainer.drop(jax.random.fold_in(jax.random.key(0), draw), x, rate)
 
 
 @op
@@ -198,15 +202,21 @@ def sigmoid_cross_entropy(logits, labels):
 def _program(op, options, direction):
     """The compiled function; one for each op and options, so that its shapes are compiled once a process."""
     function = functools.partial(getattr(_module, op).bare, **dict(options))
-    arguments = contract.op(op).arguments
+    start = 1 if direction == contract.WEIGHTS else 0
+    arguments = contract.op(op).arguments[start:]
 
-    def run(args, dy):
-        y, pullback = jax.vjp(function, *args)
-        return y, tuple(g for g, argument in zip(pullback(dy), arguments, strict=True) if argument.is_float)
+    def program(function):
+        def run(args, dy):
+            y, pullback = jax.vjp(functools.partial(function, *args[:start]), *args[start:])
+            return y, tuple(g for g, argument in zip(pullback(dy), arguments, strict=True) if argument.is_float)
 
-    chosen = function if direction == "forward" else run
-    # While it is traced, dropout would draw one mask for all calls.
-    return chosen if dict(options).get("rate") else jax.jit(chosen)
+        return function if direction == "forward" else run
+
+    if not dict(options).get("rate"):
+        return jax.jit(program(function))
+    # The number of the draw is an argument: one drawn while tracing would give all calls the same mask.
+    drawn = jax.jit(lambda draw, *args: program(functools.partial(_drop, draw, **dict(options)))(*args))
+    return lambda *args: drawn(next(_draws), *args)
 
 
 @program
@@ -215,8 +225,8 @@ def forward(op, options, mode):
 
 
 @program
-def forward_backward(op, options, mode):
-    return _program(op, tuple(sorted(options.items())), "forward_backward")
+def forward_backward(op, options, mode, first=True):
+    return _program(op, tuple(sorted(options.items())), "forward_backward" if first else contract.WEIGHTS)
 
 
 def trainer(model, params, optimizer, mode, seed=0):
@@ -235,10 +245,10 @@ def implementation(case, mode=MODES[0]):
         rows = dict(case.options).get("table_gradient") == "rows"
         return "XLA, one donated step" + (", scatter of the rows in use" if rows else "")
     if dict(case.options).get("rate"):
-        return "XLA, op by op"
+        return "XLA: fused loops"
     args, dy = _shapes(case)
     run = _program(case.op, tuple(sorted(case.options)), case.direction)
-    text = run.lower(*([args, dy] if case.direction == "forward_backward" else args)).compile().as_text()
+    text = run.lower(*(args if case.direction == "forward" else [args, dy])).compile().as_text()
     return _path(text)
 
 

@@ -167,16 +167,16 @@ def sigmoid_cross_entropy(logits, labels):
 
 # ---------------------------------------------------------------------------------------------------- the programs
 @functools.cache
-def _graph(op, options):
+def _graph(op, options, first):
     """One for all programs of an op and its options, so that a shape is traced once a process."""
-    return programs.Graph(op, functools.partial(getattr(_module, op).bare, **dict(options)))
+    return programs.Graph(op, functools.partial(getattr(_module, op).bare, **dict(options)), first)
 
 
-def _build(op, options):
+def _build(op, options, first=True):
     if engine in ("tensorflow", "jax"):
-        return _graph(op, tuple(sorted(options.items())))
+        return _graph(op, tuple(sorted(options.items())), first)
     make = programs.Prediction if engine == "openvino" else programs.Layers
-    return make(op, functools.partial(getattr(_module, op).bare, **options))
+    return make(op, functools.partial(getattr(_module, op).bare, **options), first)
 
 
 @program
@@ -191,11 +191,11 @@ def forward(op, options, mode):
 
 
 @program
-def forward_backward(op, options, mode):
+def forward_backward(op, options, mode, first=True):
     """Gradients by ``tf.GradientTape``, ``jax.vjp`` or ``torch.autograd.grad``."""
     if "forward_backward" not in DIRECTIONS:
         raise Unsupported(f"Keras on {engine} has no gradients; it computes forward only")
-    return _build(op, options).forward_backward
+    return _build(op, options, first).forward_backward
 
 
 def trainer(model, params, optimizer, mode, seed=0):

@@ -143,9 +143,14 @@ def sigmoid_cross_entropy(logits, labels):
 # -------------------------------------------------------------------------------------------------- the programs
 
 
+def _function(op, options):
+    function = _handwritten.OPS[op]
+    return functools.partial(function, generator=_generator) if options.get("rate") else function
+
+
 @program
 def forward(op, options, mode):
-    function, work = _handwritten.OPS[op], Workspace(np, keep=False)
+    function, work = _function(op, options), Workspace(np, keep=False)
 
     def run(*args):
         return function(work, *args, **options)[0]
@@ -154,12 +159,12 @@ def forward(op, options, mode):
 
 
 @program
-def forward_backward(op, options, mode):
-    function, work = _handwritten.OPS[op], Workspace(np)
+def forward_backward(op, options, mode, first=True):
+    function, work = _function(op, options), Workspace(np)
 
     def run(args, dy):
         y, pullback = function(work, *args, **options)
-        return y, pullback(dy)
+        return y, pullback(dy, first)[0 if first else 1 :]
 
     return run
 
@@ -192,13 +197,25 @@ class _Trainer:
         self._moments.clear()
         _, losses = models.losses(self._model, self._training_ops, self._params | variables, x, labels)
         gradients = self._training.gradients(losses, variables.values())
-        for name, g in zip(self._trained, gradients, strict=True):
-            update(self._optimizer, np, self._count, self._params[name], g, self._states[name])
+        self._update(gradients)
         for names, moments in zip(self._model.moments, self._moments, strict=True):
             for name, moment in zip(names, moments, strict=True):
                 self._params[name] += (1 - models.MOMENTUM) * (moment - self._params[name])
         self._count += 1
         return losses[0][0].value
+
+    def _update(self, gradients):
+        for name, g in zip(self._trained, gradients, strict=True):
+            update(self._optimizer, np, self._count, self._params[name], g, self._states[name])
+
+    def updater(self, gradients):
+        arrays = [np.array(gradients[name], order="C") for name in self._trained]
+
+        def call():
+            self._update(arrays)
+            self._count += 1
+
+        return call
 
     def _evaluated(self):
         """Return the weights as variables of the tape of evaluation, which starts anew."""

@@ -211,11 +211,11 @@ def forward(op, options, mode):
 
 
 @program
-def forward_backward(op, options, mode):
+def forward_backward(op, options, mode, first=True):
     function = getattr(ops(mode), op)
 
     def value_and_gradients(args, dy):
-        floats = [a for a in args if a.dtype.is_floating]
+        floats = [a for k, a in enumerate(args) if a.dtype.is_floating and (first or k)]
         with tf.GradientTape() as tape:
             tape.watch(floats)
             y = function(*args, **options)

@@ -213,14 +213,14 @@ def forward(op, options, mode):
 
 
 @program
-def forward_backward(op, options, mode):
+def forward_backward(op, options, mode, first=True):
     """``torch.autograd.grad``, which returns gradients and accumulates none; unused arguments get zeros."""
     function = _function(op, options, mode)
-    is_float = [argument.is_float for argument in contract.op(op).arguments]
+    wanted = [argument.is_float and (first or k > 0) for k, argument in enumerate(contract.op(op).arguments)]
 
     def run(args, dy):
-        args = [a.detach().requires_grad_() if f else a for a, f in zip(args, is_float, strict=True)]
-        leaves = [a for a, f in zip(args, is_float, strict=True) if f]
+        args = [a.detach().requires_grad_() if f else a for a, f in zip(args, wanted, strict=True)]
+        leaves = [a for a, f in zip(args, wanted, strict=True) if f]
         y = function(*args)
         return y.detach(), torch.autograd.grad(y, leaves, dy, materialize_grads=True)
 

@@ -53,19 +53,29 @@ def bind(program: Any, args: Sequence[Any], dy: Any = None) -> Call:
 
 
 def _program(backend: ModuleType, case: Case, mode: str, seed: int) -> tuple[Any, Call, float]:
-    backward = case.direction == "forward_backward"
+    backward = case.direction != "forward"
     args, dy = case.arrays(seed)
     on_device = [backend.to_device(value) for value in args]
     gradient = backend.to_device(dy) if backward else None
     backend.synchronize((on_device, gradient) if backward else on_device)
     start = perf_counter()
-    build = backend.forward_backward if backward else backend.forward
-    program = build(case.op, dict(case.options), mode)
+    program = build_program(backend, case, mode)
     return program, bind(program, on_device, gradient), perf_counter() - start
 
 
+def build_program(backend: ModuleType, case: Case, mode: str) -> Any:
+    """Build the program of a case of an op."""
+    from shim import contract
+
+    options = dict(case.options)
+    if case.direction == "forward":
+        return backend.forward(case.op, options, mode)
+    first = {"first": False} if case.direction == contract.WEIGHTS else {}
+    return backend.forward_backward(case.op, options, mode, **first)
+
+
 def _trainer(backend: ModuleType, case: Case, mode: str, seed: int) -> tuple[Any, Call, float]:
-    from shim import models
+    from shim import cases, models
 
     model = models.load(case.op, **dict(case.options))
     params = model.initial(seed, case.dtype)
@@ -73,6 +83,8 @@ def _trainer(backend: ModuleType, case: Case, mode: str, seed: int) -> tuple[Any
     backend.synchronize((x, labels))
     start = perf_counter()
     trainer = backend.trainer(model, params, model.optimizer, mode, seed)
+    if case.direction == cases.OPTIMIZER_STEP:
+        return trainer, trainer.updater(models.gradients(model, params, seed)), perf_counter() - start
     call = functools.partial(trainer.step, x, labels) if case.trains else functools.partial(trainer.predict, x)
     return trainer, call, perf_counter() - start
 

@@ -162,16 +162,26 @@ def weighted(losses: Sequence[tuple[Any, float]]) -> Any:
     return functools.reduce(operator.add, (loss if weight == 1 else weight * loss for loss, weight in losses))
 
 
+def gradients(model: Model, params: Mapping[str, np.ndarray], seed: int = 0) -> dict[str, np.ndarray]:
+    """Draw small gradients for the trained weights, to try an optimizer on."""
+    rng = np.random.default_rng(seed)
+    return {
+        name: (1e-2 * rng.standard_normal(params[name].shape, np.float32)).astype(params[name].dtype)
+        for name in trained(model, params)
+    }
+
+
 @dataclass(frozen=True)
 class _Symbol:
-    """An array that has a shape and a dtype but no values."""
+    """An array that has a shape and a dtype but no values; ``moves`` if it depends on a trained weight."""
 
     shape: tuple[int, ...]
     dtype: Any
     name: str | None = None
+    moves: bool = False
 
     def __getitem__(self, index: Any) -> _Symbol:
-        return _Symbol(np.broadcast_to(np.empty(()), self.shape)[index].shape, self.dtype)
+        return dataclasses.replace(self, shape=np.broadcast_to(np.empty(()), self.shape)[index].shape, name=None)
 
 
 def record(
@@ -179,14 +189,18 @@ def record(
 ) -> list[cases.Case]:
     """List the ops that one batch of a model calls, its losses last, as cases with their shapes, options and work.
 
-    Forward alone stands for inference, where ``batch_norm`` uses the moving moments.
+    Forward alone stands for inference, where ``batch_norm`` uses the moving moments. With gradients, a layer next to
+    the data has no gradient of its input (``weight_gradients``).
     """
     params = model.initial(dtype=dtype)
     calls = []
     for entry, args, options in _calls(model, params, size, dtype):
         if entry.name == "batch_norm":
             options = {"training": direction != "forward"}
-        calls.append(cases.case(entry.name, direction, entry.dims([a.shape for a in args]), dtype, **options))
+        wanted = direction if any(a.moves for a in args) else "forward"
+        if wanted != "forward" and entry.has_weights and not args[0].moves:
+            wanted = contract.WEIGHTS
+        calls.append(cases.case(entry.name, wanted, entry.dims([a.shape for a in args]), dtype, **options))
     return calls
 
 
@@ -215,14 +229,16 @@ def _calls(
     def recorder(entry: contract.Op) -> Callable[..., _Symbol]:
         def call(*args: Any, **options: Any) -> _Symbol:
             calls.append((entry, args, options))
-            return _Symbol(_result_shape(entry, args, entry.dims([a.shape for a in args]), options), np.dtype(dtype))
+            shape = _result_shape(entry, args, entry.dims([a.shape for a in args]), options)
+            return _Symbol(shape, np.dtype(dtype), moves=any(a.moves for a in args))
 
         return call
 
     ops = SimpleNamespace(**{name: recorder(entry) for name, entry in contract.OPS.items()})
     if not model.dropout:
         ops.dropout = lambda x, *, rate=0.0: x
-    symbols = {name: _Symbol(value.shape, value.dtype, name) for name, value in params.items()}
+    moving = trained(model, params)
+    symbols = {name: _Symbol(value.shape, value.dtype, name, name in moving) for name, value in params.items()}
     x, labels = (_Symbol(value.shape, value.dtype) for value in model.batch(0, dtype, size))
     losses(model, ops, symbols, x, labels)
     return calls

@@ -11,8 +11,13 @@ from datetime import datetime
 from typing import Any
 
 DASH = "\N{EN DASH}"
-OF_MODELS = {"train_step": "training step", "predict": "prediction"}
-DIRECTIONS = {"forward": "forward", "forward_backward": "forward + backward", **OF_MODELS}
+OF_MODELS = {"train_step": "training step", "predict": "prediction", "optimizer_step": "optimizer step"}
+DIRECTIONS = {
+    "forward": "forward",
+    "forward_backward": "forward + backward",
+    "weight_gradients": "forward + backward to the weights",
+    **OF_MODELS,
+}
 _UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 
 

@@ -144,6 +144,18 @@ def test_dropout_keeps_the_mean_and_the_expected_share(backend):
     assert abs((y == 0).mean() - 0.25) < 0.01  # seven standard deviations
 
 
+@pytest.mark.parametrize("direction", contract.DIRECTIONS)
+def test_dropout_has_one_mask_for_result_and_gradient(backend, mode, direction):
+    parity.verify(backend, cases.case("dropout", direction, {"N": 30, "...": 70}, rate=0.25), mode)
+
+
+def test_a_program_of_dropout_draws_anew_at_each_call(backend, mode):
+    x = backend.to_device(np.ones((30, 70), np.float32))
+    run = backend.forward("dropout", {"rate": 0.25}, mode)
+    first, then = (backend.to_numpy(run(x)).copy() for _ in range(2))
+    assert (first != then).any()
+
+
 WRONG = {
     "shape": (lambda a: [a[0], a[1][:-1], a[2]], "w has shape"),
     "rank": (lambda a: [a[0][0], a[1], a[2]], "x has shape"),

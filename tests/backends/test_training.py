@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import shim
-from shim import checkpoint, contract, models, parity, protocol
+from shim import cases, checkpoint, contract, models, parity, protocol
 from shim.models import optimizers
 
 pytestmark = [  # torch.compile warns about its own inner workings
@@ -171,6 +171,16 @@ def test_rows_are_refused_where_every_row_moves(backend, mode):
     model = models.load("imdb_fasttext-ngrams=1" + ROWS)
     with pytest.raises(ValueError, match="table_gradient='rows' goes with optimizer='sgd'; adam moves every row"):
         backend.trainer(model, _params(model, "float32"), optimizers.adam(), mode)
+
+
+@pytest.mark.parametrize("name", ["mnist_mlp", "mnist_cnn", "text_generator"])  # three optimizers
+def test_the_optimizer_alone_agrees(backend, mode, name):
+    if backend.__name__.endswith("keras"):
+        model = models.load(name)
+        with pytest.raises(protocol.Unsupported, match="not timed alone"):
+            backend.trainer(model, model.initial(), model.optimizer, mode).updater({})
+        return
+    parity.verify(backend, cases.of_model(name, cases.OPTIMIZER_STEP, 5, "float32", {}), mode)
 
 
 def _contract_loss(model, params, x, labels, training=False):
