@@ -77,7 +77,7 @@ class Row:
 
 def median_time(samples: Samples) -> Estimate:
     """Return the median of all samples, in seconds, with its interval; all NaN without any."""
-    return Estimate(*_median(_matrix(samples)))
+    return Estimate(*_median(as_matrix(samples)))
 
 
 def ratio(a: Samples, b: Samples) -> Ratio:
@@ -86,7 +86,7 @@ def ratio(a: Samples, b: Samples) -> Ratio:
     The verdict on ``a`` is ``tie`` if the whole interval lies within the margin of 3 %, else ``faster`` or ``slower``
     if it leaves out 1, else ``unknown``; with fewer than three rounds always ``unknown``.
     """
-    first, second = _matrix(a), _matrix(b)
+    first, second = as_matrix(a), as_matrix(b)
     rounds, sweeps = (min(lengths) for lengths in zip(first.shape, second.shape, strict=True))
     ratios = first[:rounds, :sweeps] / second[:rounds, :sweeps]
     value, low, high = _median(ratios)
@@ -164,7 +164,7 @@ def _row(
         cpu_per_wall=_share(sum(b["cpu_seconds"] for b in blocks), sum(b["wall_seconds"] for b in blocks)),
         first_call_seconds=_middle([b["first_call_seconds"] for b in undisturbed(builds)]),
         build_seconds=_middle([b["build_seconds"] for b in undisturbed(builds)]),
-        rounds=_round_count(_matrix(own)),
+        rounds=_round_count(as_matrix(own)),
         samples=own,
     )
 
@@ -190,7 +190,7 @@ def _share(part: float, whole: float) -> float:
     return part / whole if whole > 0 else math.nan
 
 
-def _matrix(samples: Samples) -> np.ndarray:
+def as_matrix(samples: Samples) -> np.ndarray:
     """Return samples as (rounds, sweeps) with NaN where one is missing."""
     matrix = np.full((len(samples), max(map(len, samples), default=0)), math.nan)
     for row, sweeps in zip(matrix, samples, strict=True):
@@ -223,16 +223,16 @@ def _median(matrix: np.ndarray) -> tuple[float, float, float]:
     value = float(np.median(matrix[known]))
     if rounds < ROUNDS_FOR_A_VERDICT:
         return value, math.nan, math.nan
-    below, above = _resampled_medians(matrix[known], np.nonzero(known)[0], rounds)
-    level = _expanded_level(rounds)
+    below, above = resampled_medians(matrix[known], np.nonzero(known)[0], rounds)
+    level = expanded_level(rounds)
     low, high = float(np.quantile(below, level)), float(np.quantile(above, 1 - level))
     if rounds < ROUNDS_FOR_PERCENTILES:
-        t_low, t_high = _student(np.log(np.nanmedian(matrix, axis=1)), rounds)
+        t_low, t_high = _student_interval(np.log(np.nanmedian(matrix, axis=1)), rounds)
         low, high = min(low, t_low, value), max(high, t_high, value)
     return value, low, high
 
 
-def _resampled_medians(values: np.ndarray, round_of: np.ndarray, rounds: int) -> tuple[np.ndarray, np.ndarray]:
+def resampled_medians(values: np.ndarray, round_of: np.ndarray, rounds: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the lower and the upper median of each resample; they differ where its size is even.
 
     Sorted once, a median is where the running count of drawn values passes half: no resample is ever sorted.
@@ -253,15 +253,15 @@ def _draws(rounds: int) -> np.ndarray:
     return np.ascontiguousarray((drawn == np.arange(rounds)[:, None, None]).sum(axis=2, dtype=np.int32))
 
 
-def _expanded_level(rounds: int) -> float:
+def expanded_level(rounds: int) -> float:
     """Return the percentile of the lower end, expanded so that few rounds give Student's instead of normal widths."""
-    return float(special.ndtr(-math.sqrt(rounds / (rounds - 1)) * _t(rounds)))
+    return float(special.ndtr(-math.sqrt(rounds / (rounds - 1)) * student(rounds)))
 
 
-def _student(logs: np.ndarray, rounds: int) -> tuple[float, float]:
-    half = _t(rounds) * logs.std(ddof=1) / math.sqrt(rounds)
+def _student_interval(logs: np.ndarray, rounds: int) -> tuple[float, float]:
+    half = student(rounds) * logs.std(ddof=1) / math.sqrt(rounds)
     return math.exp(logs.mean() - half), math.exp(logs.mean() + half)
 
 
-def _t(rounds: int) -> float:
+def student(rounds: int) -> float:
     return float(special.stdtrit(rounds - 1, (1 + LEVEL) / 2))

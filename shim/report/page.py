@@ -69,8 +69,29 @@ def render(run: Any, baseline: str | None = None) -> str:
     )
 
 
+def simple(template: str, run: Any, title: str, **values: Any) -> str:
+    """Return a page without scripts about a run, made from a template that extends ``base.html``."""
+    return (
+        templates()
+        .get_template(template)
+        .render(
+            words=words,
+            title=title,
+            style_sheet=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),
+            header=run.header,
+            started=words.moment(run.header.get("started")),
+            environment=list(flatten(run.header.get("environment", {}))),
+            contestants=_descriptions(run.workers),
+            command=shlex.join(words.line(part) for part in run.header.get("command", ())),
+            run_file=words.line(Path(run.path).name) if getattr(run, "path", None) else "",
+            **values,
+        )
+    )
+
+
 @cache
 def templates() -> jinja2.Environment:
+    """Return the templates of all pages, which escape whatever they are given."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,

@@ -1,0 +1,186 @@
+"""Where the gap between two backends on a model comes from: its ops, its optimizer, the call itself, and the rest.
+
+The ops that a training step calls are recorded from the model and timed one by one, in the same interleaved run as the
+step and the optimizer alone. Each of these times contains the cost of being called at all, so that of an empty call is
+taken off every part and counted once. What the parts do not add up to is the *residual*: fusion across ops, caches that
+are warm in a step and cold alone or the other way round, and whatever a framework does between ops.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from shim import cases, models, statistics
+from shim.explain import effects
+from shim.explain.effects import Effect
+from shim.measure.ceilings import EMPTY
+
+Samples = Mapping[tuple[str, str], statistics.Samples]
+
+
+@dataclass(frozen=True)
+class Term:
+    """A part of a training step: what it takes on each backend, in seconds, and the second less the first.
+
+    ``kind`` is ``forward``, ``backward``, ``optimizer``, ``call`` or ``residual``; ``count`` how often a step has it.
+    """
+
+    name: str
+    kind: str
+    count: int
+    first: statistics.Estimate
+    second: statistics.Estimate
+    gap: statistics.Estimate
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The step of a model on two backends, taken apart. ``terms`` add up to ``gap``, the residual last.
+
+    ``ratio`` is the time of the second divided by that of the first, with its verdict on the second.
+    ``missing`` names parts that could not be timed on both, which are then in the residual, with the reason.
+    """
+
+    model: str
+    first: str
+    second: str
+    step: tuple[statistics.Estimate, statistics.Estimate]
+    ratio: statistics.Ratio
+    gap: statistics.Estimate
+    terms: tuple[Term, ...]
+    missing: tuple[str, ...]
+    rounds: int
+
+    @property
+    def residual(self) -> Term:
+        return self.terms[-1]
+
+    @property
+    def residual_share(self) -> float:
+        """The residual of the gap as a share of the slower step."""
+        return abs(self.residual.gap.value) / max(step.value for step in self.step)
+
+    def share(self, term: Term) -> float:
+        """Return a term's part of the gap; NaN if there is no gap to speak of."""
+        return term.gap.value / self.gap.value if self.ratio.verdict in ("faster", "slower") else math.nan
+
+
+def wanted(model: models.Model, size: int | None = None, dtype: str = "float32") -> list[cases.Case]:
+    """Return the cases that an explanation of a model needs, the training step first; ``size`` is that of the batch."""
+    return _wanted(model, models.record(model, "forward_backward", size, dtype), size, dtype)
+
+
+def _wanted(model: models.Model, recorded: Sequence[cases.Case], size: int | None, dtype: str) -> list[cases.Case]:
+    step, optimizer = (
+        cases.of_model(model.name, direction, size, dtype, dict(model.options))
+        for direction in (cases.TRAIN_STEP, cases.OPTIMIZER_STEP)
+    )
+    ops = [case for op in recorded for case in (_forward(op), op)]
+    return list(dict.fromkeys([step, optimizer, *_empty(dtype).values(), *ops]))
+
+
+def _forward(case: cases.Case) -> cases.Case:
+    return cases.case(case.op, "forward", dict(case.dims), case.dtype, **dict(case.options))
+
+
+def _empty(dtype: str) -> dict[str, cases.Case]:
+    return {d: cases.case(case.op, d, dict(case.dims), dtype) for d, case in EMPTY.items()}
+
+
+def explain(run: Any, first: str, second: str) -> Explanation:
+    """Take the gap between two contestants of a run apart.
+
+    Raises ``ValueError`` if the run has no training step of one model, or not of both contestants.
+    """
+    known = list(statistics.labels(run).values())
+    for name in (first, second):
+        if name not in known:
+            raise ValueError(f"{name!r} is not in this run; its contestants are: {', '.join(known) or 'none'}")
+    step = _step_of(run)
+    model = models.load(step.op, **dict(step.options))
+    samples = {(row.case, row.contestant): row.samples for row in statistics.rows(run)}
+    size = dict(step.dims)["N"]
+    recorded = models.record(model, "forward_backward", size, step.dtype)
+    whole, missing = [], []
+    for case in _wanted(model, recorded, size, step.dtype):
+        lacking = [name for name in (first, second) if (case.id, name) not in samples]
+        if lacking and case == step:
+            raise ValueError(f"{run.path} has no time of {case} on {' and '.join(lacking)}; {_reason(run, case)}")
+        if lacking:
+            missing.append(f"{case} on {' and '.join(lacking)}: {_reason(run, case)}")
+        else:
+            whole.append(case)
+    keys = [(case.id, name) for case in whole for name in (first, second)]
+    rounds = effects.common_rounds(samples[key] for key in keys)
+    if not rounds:
+        raise ValueError(f"{run.path} has no round in which everything was timed on {first} and {second}")
+    times = {key: effects.median(samples[key], rounds) for key in keys}
+    parts = [list(_parts(model, recorded, {c: times[c.id, name] for c in whole})) for name in (first, second)]
+    steps = [times[step.id, name] for name in (first, second)]
+    return Explanation(
+        model=model.label,
+        first=first,
+        second=second,
+        step=(steps[0].estimate(), steps[1].estimate()),
+        ratio=statistics.ratio(samples[step.id, second], samples[step.id, first]),
+        gap=(steps[1] - steps[0]).estimate(),
+        terms=tuple(_terms(parts, steps)),
+        missing=tuple(missing),
+        rounds=len(rounds),
+    )
+
+
+def _step_of(run: Any) -> cases.Case:
+    found = [id for id in run.header.get("config", {}).get("cases", ()) if id.split("/")[1:2] == [cases.TRAIN_STEP]]
+    if len(found) != 1:
+        raise ValueError(f"{run.path} has {len(found)} training steps, and one is needed; make it with: shim explain")
+    return cases.parse(found[0])
+
+
+def _reason(run: Any, case: cases.Case) -> str:
+    reasons = [f["reason"] for f in run.failures if f.get("case") in (None, case.id)]
+    return str(reasons[0]) if reasons else "it was not measured"
+
+
+def _parts(
+    model: models.Model, recorded: Sequence[cases.Case], times: Mapping[cases.Case, Effect]
+) -> Iterator[tuple[str, str, int, Effect]]:
+    """Yield name, kind, count and time of each part of a step on one backend, the cost of the call taken off."""
+    empty = _empty(recorded[0].dtype)
+    call, call_with_gradients = (times.get(empty[direction]) for direction in ("forward", "forward_backward"))
+    if call is None or call_with_gradients is None:
+        raise ValueError(f"an empty call was not timed: {' and '.join(map(str, empty.values()))}")
+    counts = Counter(recorded)
+    names = _names(list(counts))
+    for case, count in counts.items():
+        forward, both = times.get(_forward(case)), times.get(case)
+        if forward is None or both is None:
+            continue
+        yield names[case], "forward", count, (forward - call) * count
+        if case.direction != "forward":
+            yield names[case], "backward", count, (both - forward - call_with_gradients + call) * count
+    optimizer = next((time for case, time in times.items() if case.direction == cases.OPTIMIZER_STEP), None)
+    if optimizer is not None:
+        yield model.optimizer.name, "optimizer", 1, optimizer - call
+    yield "the call itself", "call", 1, call_with_gradients
+
+
+def _names(ops: Sequence[cases.Case]) -> dict[cases.Case, str]:
+    """Name ops for people, with the shape where one op stands there several times."""
+    several = Counter(case.op for case in ops)
+    return {case: f"{case.op} {case.shape.replace('-', ' ')}" if several[case.op] > 1 else case.op for case in ops}
+
+
+def _terms(parts: Sequence[Sequence[tuple[str, str, int, Effect]]], steps: Sequence[Effect]) -> Iterator[Term]:
+    for (name, kind, count, first), (_, _, _, second) in zip(*parts, strict=True):
+        yield _term(name, kind, count, first, second)
+    rest = [step - effects.total(effect for *_, effect in part) for step, part in zip(steps, parts, strict=True)]
+    yield _term("residual", "residual", 1, *rest)
+
+
+def _term(name: str, kind: str, count: int, first: Effect, second: Effect) -> Term:
+    return Term(name, kind, count, first.estimate(), second.estimate(), (second - first).estimate())

@@ -1,0 +1,181 @@
+"""An attribution in words, as a table in the terminal, as JSON and as a page that loads nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from shim.explain.attribution import Explanation, Term
+from shim.report import colours, page, words
+from shim.statistics import Estimate
+
+#: Parts with less of the gap than this, or beyond so many, are not told in words.
+WORTH_TELLING, MOST_TOLD = 0.05, 4
+
+
+def sentences(e: Explanation) -> Iterator[str]:
+    """Say in words who is faster, what makes most of the gap, and what remains unexplained."""
+    first, second = (words.line(name, 60) for name in (e.first, e.second))
+    times = [words.duration(step.value) for step in e.step]
+    model = words.line(e.model, 60)
+    if e.ratio.verdict == "tie":
+        yield f"{first} and {second} tie on {model}: {times[0]} and {times[1]} a training step."
+    elif e.ratio.verdict == "unknown":
+        yield f"The samples do not decide between {first} and {second} on {model}: {times[0]} and {times[1]} a step."
+    else:
+        fast, slow = (second, first) if e.ratio.verdict == "faster" else (first, second)
+        factor = words.times(max(e.ratio.value, 1 / e.ratio.value))
+        yield f"{fast} is {factor}x faster than {slow} on {model}: {min(times, key=_by(times, e))} against " + (
+            f"{max(times, key=_by(times, e))} a training step."
+        )
+        yield from _shares(e, fast)
+    rest = e.residual
+    yield (
+        f"The parts timed alone leave {words.duration(abs(rest.gap.value))} of the gap unexplained, "
+        f"{100 * e.residual_share:.0f} % of the slower step."
+    )
+
+
+def _by(times: list[str], e: Explanation) -> Any:
+    return lambda text: e.step[times.index(text)].value
+
+
+def _shares(e: Explanation, fast: str) -> Iterator[str]:
+    told = sorted((t for t in e.terms[:-1] if e.share(t) >= WORTH_TELLING), key=e.share, reverse=True)[:MOST_TOLD]
+    if told:
+        parts = [f"{_percent(e.share(t))} {'of the gap is ' if k == 0 else ''}{_phrase(t)}" for k, t in enumerate(told)]
+        yield f"{words.listing(parts)}."
+    against = sorted((t for t in e.terms[:-1] if e.share(t) <= -WORTH_TELLING), key=e.share)[:MOST_TOLD]
+    if against:
+        parts = [f"{_phrase(t)} ({_percent(-e.share(t))})" for t in against]
+        yield f"Against the gap, {fast} takes longer in {words.listing(parts)}."
+
+
+def _phrase(term: Term) -> str:
+    name = words.line(term.name, 80)
+    times = f", {term.count} times a step" if term.count > 1 else ""
+    return {
+        "forward": f"the forward pass of {name}{times}",
+        "backward": f"the backward pass of {name}{times}",
+        "optimizer": f"the optimizer ({name})",
+    }.get(term.kind, name)
+
+
+def _label(term: Term) -> str:
+    times = f", {term.count} times" if term.count > 1 else ""
+    if term.kind in ("forward", "backward"):
+        return f"{words.line(term.name, 80)}, {term.kind}{times}"
+    return f"optimizer, {words.line(term.name)}" if term.kind == "optimizer" else words.line(term.name)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if math.isfinite(share) else words.DASH
+
+
+def _rows(e: Explanation, unit: words.Unit) -> Iterator[tuple[str, Term, list[str]]]:
+    """Yield kind, term and cells; the last row is the whole step."""
+    whole = Term("the whole step", "whole", 1, *e.step, e.gap)
+    for term in (*e.terms, whole):
+        low, high = _write(unit, term.gap.low), _write(unit, term.gap.high)
+        share = _percent(1.0 if term is whole and not math.isnan(e.share(whole)) else e.share(term))
+        gap = _write(unit, term.gap.value)
+        sign = "+" if term.gap.value > 0 and gap.strip("0.") else ""
+        cells = [_write(unit, term.first.value), _write(unit, term.second.value), sign + gap]
+        yield term.kind, term, [_label(term), *cells, words.interval(low, high), share]
+
+
+def _write(unit: words.Unit, seconds: float) -> str:
+    """Write a duration that may be negative; what rounds to zero has no sign."""
+    text = unit.write(seconds)
+    return text if text.strip("-0.") else text.removeprefix("-")
+
+
+def _unit(e: Explanation) -> words.Unit:
+    """Return a unit in which the slower step has three digits or more and small parts still show."""
+    return words.unit([max(step.value for step in e.step) / 10])
+
+
+def print_explanation(e: Explanation, console: Console) -> None:
+    """Print an attribution: words first, then the table."""
+    for k, sentence in enumerate(sentences(e)):
+        console.print(Text(sentence, style="bold" if k == 0 else ""))
+    console.print()
+    unit = _unit(e)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False, show_edge=False)
+    table.add_column(f"part, {unit.name}", header_style="dim", overflow="fold")
+    for heading in (words.line(e.first, 24), words.line(e.second, 24), "difference", "interval", "share"):
+        table.add_column(
+            heading, header_style="dim", justify="left" if heading == "interval" else "right", no_wrap=True
+        )
+    for kind, _, cells in _rows(e, unit):
+        if kind in ("residual", "whole"):
+            table.add_section()
+        table.add_row(*map(Text, cells), style="bold" if kind == "whole" else "")
+    console.print(table)
+    for text in e.missing:
+        console.print(Text(f"not timed, and therefore in the residual: {words.line(text, 300)}", style="red"))
+
+
+def as_json(e: Explanation) -> dict[str, Any]:
+    """Return an attribution as numbers that JSON can hold; times in seconds, NaN as None."""
+
+    def plain(estimate: Estimate) -> dict[str, float | None]:
+        found = {"median": estimate.value, "low": estimate.low, "high": estimate.high}
+        return {name: value if math.isfinite(value) else None for name, value in found.items()}
+
+    return {
+        "schema": 1,
+        "model": e.model,
+        "first": e.first,
+        "second": e.second,
+        "sentences": list(sentences(e)),
+        "step": [plain(step) for step in e.step],
+        "ratio": plain(e.ratio) | {"verdict": e.ratio.verdict},
+        "gap": plain(e.gap),
+        "residual_share": e.residual_share,
+        "terms": [
+            {"name": t.name, "kind": t.kind, "count": t.count}
+            | {"first": plain(t.first), "second": plain(t.second), "gap": plain(t.gap)}
+            for t in e.terms
+        ],
+        "missing": list(e.missing),
+        "rounds": e.rounds,
+    }
+
+
+def render(run: Any, e: Explanation) -> str:
+    """Return an attribution as the text of an HTML page."""
+    unit = _unit(e)
+    styles = colours.styles([e.first, e.second])
+    ends = [abs(v) for t in e.terms for v in (t.gap.value, t.gap.low, t.gap.high) if math.isfinite(v)]
+    scale = 98 / max([*ends, 1e-12])
+    rows: list[dict[str, Any]] = []
+    for kind, term, cells in _rows(e, unit):
+        keys = ("name", "first", "second", "gap", "interval", "share")
+        colour = styles[e.second if term.gap.value > 0 else e.first].colour
+        rows.append(
+            dict(zip(keys, cells, strict=True))
+            | {"kind": kind, "bar": None if kind == "whole" else _bar(term.gap, scale, colour)}
+        )
+    title = f"{words.line(e.model, 60)}: {words.line(e.first, 40)} and {words.line(e.second, 40)}"
+    return page.simple("explanation.html", run, title=title, e=e, sentences=list(sentences(e)), rows=rows, unit=unit)
+
+
+def _bar(gap: Estimate, scale: float, colour: str) -> dict[str, Any]:
+    x = [f"{max(-99.0, min(99.0, scale * end)):.2f}" for end in (gap.low, gap.high) if math.isfinite(end)]
+    length = scale * gap.value
+    return {"x": f"{min(0.0, length):.2f}", "width": f"{abs(length):.2f}", "colour": colour, "range": x}
+
+
+def write(run: Any, e: Explanation, path: Path) -> Path:
+    """Write an attribution as a page and return its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(render(run, e), encoding="utf-8", errors="replace")
+    return path
