@@ -32,6 +32,14 @@ EPILOGUES = {
     "  shim article --backends tensorflow,cntk,torch --models mnist_mlp,mnist_cnn\n"
     "  shim article --repeats 5 --output runs/article --json\n"
     "  shim article --resume runs/article",
+    "explain": "Examples:\n\n\b\n  shim explain imdb_bidirectional_lstm torch tensorflow\n"
+    "  shim explain mnist_mlp torch:compile torch --rounds 6\n"
+    "  shim explain imdb_fasttext-ngrams=1 jax torch --json\n"
+    "  shim explain --run .shim/runs/20260101-120000-mnist_mlp.jsonl",
+    "map": "Examples:\n\n\b\n  shim map lstm\n"
+    "  shim map dense --backends numpy,torch --budget 120\n"
+    "  shim map conv2d --direction forward --json\n"
+    "  shim map --run .shim/runs/20260101-120000-map-lstm.jsonl",
     "data": "Examples:\n\n\b\n  shim data                       which files are used, and their checksums\n"
     "  shim data --fetch mnist cifar10\n"
     "  shim data --json\n"
@@ -139,7 +147,7 @@ def _targets(chosen: Iterable[str]) -> list[str]:
 
     targets = _split(chosen)
     for target in targets:
-        environments.python(target)
+        environments.python(target.partition(":")[0])
     if targets:
         return targets
     targets = [target for target in environments.installed() if "@" not in target and target != "null"]
@@ -342,6 +350,150 @@ def report(run: Path, baseline: str | None, output: Path | None, as_json: bool) 
     from shim.measure import runfile
 
     _show(runfile.read(run), run, baseline, output or run.with_suffix(".html"), as_json)
+
+
+@command
+@click.argument("model", required=False)
+@click.argument("first", required=False)
+@click.argument("second", required=False)
+@click.option("--batch", type=click.IntRange(1), help="Batch size; default: that of the article.")
+@click.option("--rounds", type=click.IntRange(1), help="Fresh processes for each backend.")
+@click.option("--sweeps", type=click.IntRange(1), help="Blocks of each part in each round.")
+@click.option("--block-seconds", type=click.FloatRange(0, min_open=True), help="Length of a block.")
+@click.option("--threads", type=click.IntRange(1), help="Threads for each backend; default: all cores.")
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="The run file; default: .shim/runs/.")
+@click.option(
+    "--run",
+    "run_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Explain a run that was measured before.",
+)
+@json_option
+def explain(
+    model: str | None,
+    first: str | None,
+    second: str | None,
+    batch: int | None,
+    rounds: int | None,
+    sweeps: int | None,
+    block_seconds: float | None,
+    threads: int | None,
+    output: Path | None,
+    run_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Say why one backend trains MODEL faster than another: its ops, its optimizer, the call, and what remains.
+
+    FIRST and SECOND are backends, also with a version or a mode: torch:compile.
+    """
+    from shim import models, statistics
+    from shim.explain import attribution
+    from shim.measure import bench as benching
+    from shim.measure import runfile
+    from shim.report import explanation
+
+    if run_file:
+        if model:
+            raise click.UsageError("--run takes model and backends from the run file")
+        run, path = runfile.read(run_file), run_file
+    else:
+        if model is None or first is None or second is None:
+            raise click.UsageError(f"name a model and two backends; the models are: {', '.join(models.names())}")
+        if first == second:
+            raise click.UsageError("name two different backends")
+        chosen = models.load(model)
+        targets = _targets([first, second])
+        path = output or _run_path(chosen.label)
+        run = benching.run(
+            path,
+            targets=targets,
+            cases=attribution.wanted(chosen, batch),
+            baseline=first,
+            threads=threads,
+            rounds=rounds or attribution.ROUNDS,
+            sweeps=sweeps,
+            block_seconds=block_seconds,
+            progress=Progress(),
+            choose=attribution.all_parts,
+        )
+    found = attribution.explain(run, *list(statistics.labels(run).values())[:2])
+    page_path = explanation.write(run, found, path.with_suffix(".html"))
+    if as_json:
+        _print_json(explanation.as_json(found))
+    else:
+        explanation.print_explanation(found, _console())
+        click.echo(f"run file  {path}\nreport    {page_path}")
+
+
+@main.command("map", epilog=EPILOGUES["map"])
+@click.argument("op", required=False)
+@backends_option
+@click.option(
+    "--direction", type=click.Choice(["forward", "forward_backward"]), default="forward_backward", show_default=True
+)
+@click.option(
+    "--budget",
+    type=click.FloatRange(0, min_open=True),
+    default=210.0,
+    show_default=True,
+    help="Seconds; the first three rounds of the whole map are made in any case.",
+)
+@click.option("--threads", type=click.IntRange(1), help="Threads for each backend; default: all cores.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the order of blocks.")
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="The run file; default: .shim/runs/.")
+@click.option(
+    "--run",
+    "run_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Show a map that was measured before.",
+)
+@json_option
+def win_map(
+    op: str | None,
+    backends: tuple[str, ...],
+    direction: str,
+    budget: float,
+    threads: int | None,
+    seed: int,
+    output: Path | None,
+    run_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Map which backend wins at which shape of OP: dense, conv2d, lstm or embedding_average.
+
+    Cells that are undecided, or lie where the winner changes, get more samples until the budget is used up.
+    """
+    from shim.explain import winmap as mapping
+    from shim.measure import bench as benching
+    from shim.measure import runfile
+    from shim.report import winmap
+
+    if run_file:
+        if op:
+            raise click.UsageError("--run takes the op from the run file")
+        run, path = runfile.read(run_file), run_file
+    else:
+        if op is None:
+            raise click.UsageError(f"name an op: {', '.join(mapping.GRIDS)}")
+        grid = mapping.grid_of(op)
+        path = output or _run_path(f"map-{op}")
+        run = benching.run(
+            path,
+            targets=_targets(backends),
+            cases=grid.cells(direction).values(),
+            threads=threads,
+            seed=seed,
+            progress=Progress(),
+            choose=mapping.Chooser(grid, budget),
+            **mapping.SETTINGS,
+        )
+    found = mapping.read(run)
+    page_path = winmap.write(run, found, path.with_suffix(".html"))
+    if as_json:
+        _print_json(winmap.as_json(found))
+    else:
+        winmap.print_map(found, _console())
+        click.echo(f"run file  {path}\nreport    {page_path}")
 
 
 @command

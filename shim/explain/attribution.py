@@ -19,7 +19,7 @@ from shim.explain import effects
 from shim.explain.effects import Effect
 from shim.measure.ceilings import EMPTY
 
-Samples = Mapping[tuple[str, str], statistics.Samples]
+ROUNDS = 8
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,12 @@ def _wanted(model: models.Model, recorded: Sequence[cases.Case], size: int | Non
     )
     ops = [case for op in recorded for case in (_forward(op), op)]
     return list(dict.fromkeys([step, optimizer, *_empty(dtype).values(), *ops]))
+
+
+def all_parts(run: Any) -> Sequence[str]:
+    """Return the cases of the next round of a run: all, since a sum needs every part in the same rounds."""
+    found: Sequence[str] = run.header["config"]["cases"]
+    return found
 
 
 def _forward(case: cases.Case) -> cases.Case:

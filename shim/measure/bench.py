@@ -27,7 +27,7 @@ from typing import Any
 from shim import cases as all_cases
 from shim import environments, statistics
 from shim.measure import machine, runfile
-from shim.measure.rounds import Progress, Rounds, Silent
+from shim.measure.rounds import Choice, Progress, Rounds, Silent
 
 DEFAULTS = {"rounds": 14, "sweeps": 5, "block_seconds": 0.02}
 QUICK = {"rounds": 2, "sweeps": 2, "block_seconds": 0.02}
@@ -53,12 +53,14 @@ def run(
     precision: str = "float32",
     baseline: str | None = None,
     progress: Progress | None = None,
+    choose: Choice | None = None,
 ) -> runfile.Run:
     """Compare targets on cases, write every sample to a new run file and return what it holds.
 
     A target is ``backend``, ``backend@version``, or either followed by ``:mode`` for that mode alone; ``modes="all"``
     takes every mode of each backend. ``threads`` is the number of threads and CPUs of each worker, by default all that
-    this process may use. Raises ``ValueError`` for bad input, :class:`RunInterrupted` after Ctrl-C,
+    this process may use. After each round ``choose`` may say which cases the next one has, and with none end the run.
+    Raises ``ValueError`` for bad input, :class:`RunInterrupted` after Ctrl-C,
     :class:`shim.measure.runfile.RunFileError` where the file cannot be written, ``RuntimeError`` if no target works.
     """
     path = Path(path)
@@ -87,7 +89,7 @@ def run(
         played.open(path, _header(config))
         if not names:
             raise RuntimeError("no backend could be loaded:" + "".join(f"\n  {line}" for line in played.failed))
-        played.play(range(config["rounds"]))
+        played.play(range(config["rounds"]), choose)
     return runfile.read(path)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,6 +28,10 @@ class Progress(Protocol):
     def start(self, total: int, description: str = "") -> None: ...
     def advance(self, text: str | None = None, steps: int = 1) -> None: ...
     def stop(self) -> None: ...
+
+
+#: From a run so far, the cases that its next round is to have; none ends it.
+Choice = Callable[[runfile.Run], Sequence[str]]
 
 
 class Silent:
@@ -126,8 +130,8 @@ class Rounds:
             self.progress.stop()
         return modes
 
-    def play(self, numbers: Sequence[int]) -> None:
-        """Play these rounds."""
+    def play(self, numbers: Sequence[int], choose: Choice | None = None) -> None:
+        """Play these rounds, until none of the cases needs more; ``choose`` may say instead which ones do."""
         targets = list(dict.fromkeys(entry["target"] for entry in self.config["targets"]))
         pairs = len(self.config["targets"]) * len(self.config["cases"])
         each_target = Counter(entry["target"] for entry in self.config["targets"] for _ in self.config["cases"])
@@ -136,7 +140,7 @@ class Rounds:
         self.progress.start(started * START_STEPS + len(numbers) * each, self._title())
         for number in numbers:
             if number != self._begun:
-                self._cases = self._undecided(number)
+                self._cases = self._undecided(number) if choose is None else list(choose(self._so_far()))
                 if not self._cases:
                     break
                 self.begin(number, targets)
@@ -197,10 +201,14 @@ class Rounds:
             return cases
         wide = {
             row.case
-            for row in statistics.rows(runfile.read(self._writer.path), self.config["baseline"])
+            for row in statistics.rows(self._so_far(), self.config["baseline"])
             if row.ratio is not None and not row.ratio.half_width <= NARROW
         }
         return [case for case in cases if case in wide]
+
+    def _so_far(self) -> runfile.Run:
+        assert self._writer
+        return runfile.read(self._writer.path)
 
     def _step(self, text: str, steps: int) -> None:
         self._steps += steps

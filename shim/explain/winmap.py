@@ -1,0 +1,266 @@
+"""Who wins where: a grid of shapes of an op, the winner in each cell, and where the winner changes.
+
+A cell has a winner if one contestant is faster than each of the others: Student's t test of the rounds' paired
+log-ratios, two-sided, the largest p-value over the others, under the Benjamini-Hochberg procedure over all cells of the
+map. All cells are measured in a few rounds, then those that are undecided or lie where the leader changes once more
+as often as the time allows. That is two looks at the data, so each has half of the false-discovery rate.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any
+
+import numpy as np
+from scipy import special, stats
+
+from shim import cases, statistics
+
+RATE = 0.05  # of false winners among the winners of a map
+LOOKS = 2
+FIRST_ROUNDS = statistics.ROUNDS_FOR_A_VERDICT  # of the whole grid
+#: Many cells, and few samples of each at first.
+SETTINGS: dict[str, Any] = {"rounds": 12, "sweeps": 2, "block_seconds": 0.006}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The shapes of a map: three axes, the first one laid out in panels, the others as rows and columns.
+
+    An axis may set several of the op's (``I=H``). ``fixed`` are axes that all cells share.
+    """
+
+    op: str
+    axes: tuple[tuple[str, tuple[int, ...]], ...]
+    fixed: tuple[tuple[str, int], ...] = ()
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def cells(self, direction: str = "forward_backward", dtype: str = "float32") -> dict[tuple[int, ...], cases.Case]:
+        """Return the case of each point of the grid."""
+        found = {}
+        for point in itertools.product(*(values for _, values in self.axes)):
+            dims = dict(self.fixed)
+            for (names, _), length in zip(self.axes, point, strict=True):
+                dims |= dict.fromkeys(names.split("="), length)
+            found[point] = cases.case(self.op, direction, dims, dtype, **dict(self.options))
+        return found
+
+
+#: At least 60 cells an op, of at most about 3 billion operations with gradients: a tenth of a second on a slow core.
+GRIDS = {
+    grid.op: grid
+    for grid in (
+        Grid("dense", (("N", (1, 8, 64, 512)), ("I", (16, 64, 256, 1024)), ("O", (16, 64, 256, 1024)))),
+        Grid(
+            "conv2d",
+            (("N", (1, 4, 16)), ("H=W", (4, 8, 16, 32)), ("C=O", (1, 4, 16, 32, 64))),
+            (("R", 3), ("S", 3)),
+            (("padding", "same"),),
+        ),
+        Grid("lstm", (("T", (2, 10, 50)), ("N", (1, 4, 16, 64)), ("I=H", (8, 24, 64, 96, 160)))),
+        Grid(
+            "embedding_average",
+            (("N", (1, 16, 128)), ("V", (100, 1000, 10_000, 100_000)), ("T", (1, 8, 32, 128, 512))),
+            (("D", 64),),
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One shape. ``kind`` is ``winner``, ``tie`` or ``unknown``; ``leaders`` the winner, or those that may be it.
+
+    ``ratio`` is the time of the runner-up divided by that of the fastest; ``p`` is the adjusted p-value.
+    """
+
+    point: tuple[int, ...]
+    case: str
+    kind: str
+    leaders: tuple[str, ...]
+    ratio: float
+    p: float
+    seconds: Mapping[str, float]
+    rounds: int
+
+    @property
+    def fastest(self) -> str:
+        return self.leaders[0] if self.leaders else ""
+
+
+@dataclass(frozen=True)
+class Crossover:
+    """Two winners along one axis, the other lengths being those of ``point``; between them lie ties at most."""
+
+    axis: str
+    point: tuple[int, ...]
+    low: int
+    high: int
+    below: str
+    above: str
+
+
+@dataclass(frozen=True)
+class WinMap:
+    """The cells of a grid by point, and where their winners change."""
+
+    grid: Grid
+    direction: str
+    contestants: tuple[str, ...]
+    cells: Mapping[tuple[int, ...], Cell]
+    crossovers: tuple[Crossover, ...]
+    failures: tuple[str, ...]
+
+
+def grid_of(op: str) -> Grid:
+    """Return the grid of an op; raise ``ValueError`` with the choices if it has none."""
+    if op not in GRIDS:
+        raise ValueError(f"there is no map of {op!r}; there are maps of: {', '.join(GRIDS)}")
+    return GRIDS[op]
+
+
+def read(run: Any, grid: Grid | None = None) -> WinMap:
+    """Return the map that a run holds. Raises ``ValueError`` if its cases are not those of a grid."""
+    ids = run.header.get("config", {}).get("cases", ())
+    if not ids:
+        raise ValueError(f"{run.path} has no cases")
+    first = cases.parse(ids[0])
+    grid = grid or grid_of(first.op)
+    points = {case.id: point for point, case in grid.cells(first.direction, first.dtype).items()}
+    if not set(ids) <= set(points):
+        raise ValueError(f"{run.path} is no map of {grid.op}: it has other cases")
+    names = tuple(statistics.labels(run).values())
+    samples: dict[str, dict[str, statistics.Samples]] = {id: {} for id in ids}
+    for row in statistics.rows(run):
+        samples[row.case][row.contestant] = row.samples
+    cells = {points[id]: _Judged.of(points[id], id, found) for id, found in samples.items()}
+    decided = _decide(cells)
+    failures = dict.fromkeys(f"{f['target']}, {f.get('case', 'all cells')}: {f['reason']}" for f in run.failures)
+    return WinMap(grid, first.direction, names, decided, tuple(_crossovers(grid, decided)), tuple(failures))
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """A cell before the map is looked at as a whole."""
+
+    point: tuple[int, ...]
+    case: str
+    seconds: dict[str, float]
+    verdicts: dict[str, str]  # of the fastest against each of the others
+    p: float
+    rounds: int
+
+    @classmethod
+    def of(cls, point: tuple[int, ...], case: str, samples: Mapping[str, statistics.Samples]) -> _Judged:
+        medians = {name: statistics.median_time(found).value for name, found in samples.items()}
+        order = sorted((name for name in medians if math.isfinite(medians[name])), key=lambda name: medians[name])
+        seconds = {name: medians[name] for name in order}
+        if len(order) < 2:
+            return cls(point, case, seconds, {}, math.nan, 0)
+        best, *others = order
+        p_values = [p_value(samples[best], samples[other]) for other in others]
+        verdicts = {other: statistics.ratio(samples[best], samples[other]).verdict for other in others}
+        rounds = min(_rounds(samples[name]) for name in order)
+        return cls(point, case, seconds, verdicts, max(p_values), rounds)
+
+
+def p_value(a: statistics.Samples, b: statistics.Samples) -> float:
+    """Return the two-sided p-value of "both take equally long"; 1 for fewer than three common rounds."""
+    first, second = statistics.as_matrix(a), statistics.as_matrix(b)
+    rounds, sweeps = (min(lengths) for lengths in zip(first.shape, second.shape, strict=True))
+    logs = np.log(first[:rounds, :sweeps]) - np.log(second[:rounds, :sweeps])
+    logs = logs[(~np.isnan(logs)).any(axis=1)]
+    n = len(logs)
+    if n < statistics.ROUNDS_FOR_A_VERDICT:
+        return 1.0
+    medians = np.nanmedian(logs, axis=1)
+    spread = float(medians.std(ddof=1))
+    if spread == 0:
+        return 1.0 if medians.mean() == 0 else 0.0
+    return float(2 * special.stdtr(n - 1, -abs(float(medians.mean())) / (spread / math.sqrt(n))))
+
+
+def _rounds(samples: statistics.Samples) -> int:
+    return int((~np.isnan(statistics.as_matrix(samples))).any(axis=1).sum())
+
+
+def _decide(judged: Mapping[tuple[int, ...], _Judged]) -> dict[tuple[int, ...], Cell]:
+    """Return the cells with their verdicts, the p-values adjusted over all of them."""
+    tested = [cell for cell in judged.values() if not math.isnan(cell.p)]
+    adjusted = stats.false_discovery_control([cell.p for cell in tested]) if tested else []
+    p_of = {cell.point: float(p) for cell, p in zip(tested, adjusted, strict=True)}
+    return {point: _cell(cell, p_of.get(point, math.nan)) for point, cell in judged.items()}
+
+
+def _cell(judged: _Judged, p: float) -> Cell:
+    names = list(judged.seconds)
+    ratio = judged.seconds[names[1]] / judged.seconds[names[0]] if len(names) > 1 else math.nan
+    rivals = [name for name, verdict in judged.verdicts.items() if verdict != "faster"]
+    kind, leaders = "unknown", (*names[:1], *rivals)
+    if len(names) > 1 and not rivals and p <= RATE / LOOKS:
+        kind = "winner"
+    elif rivals and all(judged.verdicts[name] == "tie" for name in rivals):
+        kind = "tie"
+    elif len(names) > 1 and not rivals:
+        leaders = (names[0], names[1])
+    return Cell(judged.point, judged.case, kind, tuple(leaders), ratio, p, judged.seconds, judged.rounds)
+
+
+def _crossovers(grid: Grid, cells: Mapping[tuple[int, ...], Cell]) -> Iterator[Crossover]:
+    for k, (axis, _) in enumerate(grid.axes):
+        for line in _lines(cells, k):
+            winners = [cell for cell in line if cell.kind == "winner"]
+            for a, b in itertools.pairwise(winners):
+                between = line[line.index(a) + 1 : line.index(b)]
+                if a.fastest != b.fastest and all(cell.kind == "tie" for cell in between):
+                    yield Crossover(axis, a.point, a.point[k], b.point[k], a.fastest, b.fastest)
+
+
+def _lines(cells: Mapping[tuple[int, ...], Cell], k: int) -> list[list[Cell]]:
+    """Return the cells that differ in axis ``k`` alone, in its order."""
+    lines: dict[tuple[int, ...], list[Cell]] = {}
+    for point in sorted(cells):
+        lines.setdefault((*point[:k], *point[k + 1 :]), []).append(cells[point])
+    return list(lines.values())
+
+
+def doubtful(found: WinMap) -> list[str]:
+    """Return the cases of cells that more samples may change: undecided ones, and those where the leader changes."""
+    chosen = {cell.case for cell in found.cells.values() if cell.kind == "unknown" and len(cell.seconds) > 1}
+    for k in range(len(found.grid.axes)):
+        for line in _lines(found.cells, k):
+            for a, b in itertools.pairwise(line):
+                if a.fastest and b.fastest and a.fastest != b.fastest:
+                    chosen |= {cell.case for cell in (a, b) if cell.kind != "tie"}
+    return [cell.case for cell in found.cells.values() if cell.case in chosen]
+
+
+class Chooser:
+    """What :func:`shim.measure.bench.run` asks for the cases of the next round, until ``seconds`` are used up.
+
+    The first rounds have the whole grid, however long they take. The later ones, all with the same cells, follow as
+    long as one more is likely to end in time.
+    """
+
+    def __init__(self, grid: Grid, seconds: float) -> None:
+        self._grid, self._seconds = grid, seconds
+        self._start = self._last = monotonic()
+        self._chosen: list[str] | None = None
+
+    def __call__(self, run: Any) -> Sequence[str]:
+        now = monotonic()
+        whole = list(run.header["config"]["cases"])
+        rounds = sum(record["record"] == "round_end" for record in run.rounds)
+        took, self._last = now - self._last, now
+        if rounds < FIRST_ROUNDS:
+            return whole
+        if self._chosen is None:
+            self._chosen = doubtful(read(run, self._grid))
+            took *= max(0.3, len(self._chosen) / len(whole))  # starting the workers takes as long as before
+        if not self._chosen or now + took - self._start > self._seconds:
+            return []
+        return self._chosen

@@ -1,0 +1,167 @@
+"""A win map in the terminal, as JSON and as a page: colours of the backends, and the same in words in every cell."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from shim.explain.winmap import RATE, Cell, WinMap
+from shim.report import colours, page, words
+
+
+def sentences(found: WinMap) -> Iterator[str]:
+    """Say who wins how often, and how sure that is."""
+    kinds = Counter(cell.kind for cell in found.cells.values())
+    wins = Counter(cell.fastest for cell in found.cells.values() if cell.kind == "winner")
+    parts = [
+        f"{words.line(name, 40)} wins {'in ' if k == 0 else ''}{many}"
+        for k, (name, many) in enumerate(wins.most_common())
+    ]
+    parts += [
+        f"{kinds[kind]} {word}" for kind, word in (("tie", "are ties"), ("unknown", "are undecided")) if kinds[kind]
+    ]
+    yield f"Of {words.count(len(found.cells), 'shape')} of {found.grid.op}, {words.listing(parts)}."
+    yield (
+        f"Of the wins, no more than {100 * RATE:.0f} % are expected to be false (Benjamini-Hochberg over the map); "
+        "within 3 % is a tie."
+    )
+
+
+def crossings(found: WinMap) -> Iterator[str]:
+    """Say where the winner changes, one sentence for each change."""
+    names = [axis for axis, _ in found.grid.axes]
+    for c in found.crossovers:
+        others = ", ".join(f"{a} {v}" for a, v in zip(names, c.point, strict=True) if a != c.axis)
+        yield (
+            f"at {others}: {words.line(c.below, 40)} up to {c.axis} {c.low:,}, "
+            f"{words.line(c.above, 40)} from {c.axis} {c.high:,}"
+        )
+
+
+def text_of(cell: Cell) -> str:
+    """Write a cell: the winner and its lead over the runner-up, those that tie, or those that may win."""
+    names = [words.line(name, 24) for name in cell.leaders]
+    if cell.kind == "winner":
+        return f"{names[0]} {words.times(cell.ratio)}x" if math.isfinite(cell.ratio) else names[0]
+    if cell.kind == "tie":
+        return f"= {', '.join(names)}"
+    return f"? {', '.join(names)}" if names else "not measured"
+
+
+def _panels(found: WinMap) -> Iterator[tuple[int, list[tuple[int, list[Cell | None]]]]]:
+    """Yield the panels of a map: the length of the first axis, and rows of cells."""
+    (_, panels), (_, rows), (_, columns) = found.grid.axes
+    for panel in panels:
+        yield panel, [(row, [found.cells.get((panel, row, column)) for column in columns]) for row in rows]
+
+
+def print_map(found: WinMap, console: Console) -> None:
+    """Print a map: a table for each length of the first axis, then the sentences."""
+    (first, _), (row_axis, _), (column_axis, columns) = found.grid.axes
+    console.print(Text(f"{found.grid.op}, {words.DIRECTIONS[found.direction]}", style="bold"))
+    for panel, rows in _panels(found):
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False, show_edge=False)
+        table.add_column(f"{first} {panel:,}", style="bold")
+        for column in columns:
+            table.add_column(f"{column_axis} {column:,}", header_style="dim", overflow="fold")
+        for row, cells in rows:
+            table.add_row(
+                f"{row_axis} {row:,}",
+                *(
+                    Text(text_of(c) if c else words.DASH, style="" if c and c.kind == "winner" else "dim")
+                    for c in cells
+                ),
+            )
+        console.print(table)
+        console.print()
+    for sentence in sentences(found):
+        console.print(Text(sentence))
+    changes = list(crossings(found))
+    if changes:
+        console.print(Text(f"{words.count(len(changes), 'change')} of winner:", style="bold"))
+    for change in changes:
+        console.print(Text(f"  {change}"))
+    for failure in found.failures:
+        console.print(Text(words.line(failure, 300), style="red"))
+    console.print(
+        Text("torch 1.40x: torch wins, the runner-up takes 1.40 times as long; = tie; ? undecided", style="dim")
+    )
+
+
+def as_json(found: WinMap) -> dict[str, Any]:
+    """Return a map as numbers and names that JSON can hold; times in seconds."""
+
+    def number(value: float) -> float | None:
+        return value if math.isfinite(value) else None
+
+    return {
+        "schema": 1,
+        "op": found.grid.op,
+        "direction": found.direction,
+        "axes": {axis: list(values) for axis, values in found.grid.axes},
+        "contestants": list(found.contestants),
+        "cells": [
+            {
+                "point": dict(zip((axis for axis, _ in found.grid.axes), cell.point, strict=True)),
+                "case": cell.case,
+                "kind": cell.kind,
+                "leaders": list(cell.leaders),
+                "ratio": number(cell.ratio),
+                "p": number(cell.p),
+                "seconds": dict(cell.seconds),
+                "rounds": cell.rounds,
+            }
+            for cell in found.cells.values()
+        ],
+        "crossovers": [vars(c) for c in found.crossovers],
+        "failures": list(found.failures),
+    }
+
+
+def render(run: Any, found: WinMap) -> str:
+    """Return a map as the text of an HTML page."""
+    styles = colours.styles(found.contestants)
+    (first, _), (row_axis, _), (column_axis, columns) = found.grid.axes
+    panels = [
+        {
+            "name": f"{first} {panel:,}",
+            "rows": [(f"{row_axis} {row:,}", [_cell(cell, styles) for cell in cells]) for row, cells in rows],
+        }
+        for panel, rows in _panels(found)
+    ]
+    return page.simple(
+        "winmap.html",
+        run,
+        title=f"Who wins where: {found.grid.op}, {words.DIRECTIONS[found.direction]}",
+        found=found,
+        styles=styles,
+        panels=panels,
+        columns=[f"{column_axis} {column:,}" for column in columns],
+        sentences=list(sentences(found)),
+        crossings=list(crossings(found)),
+    )
+
+
+def _cell(cell: Cell | None, styles: dict[str, colours.Style]) -> dict[str, Any]:
+    if cell is None:
+        return {"text": words.DASH, "kind": "unknown", "title": "", "style": None}
+    times = ", ".join(f"{words.line(name, 40)} {words.duration(seconds)}" for name, seconds in cell.seconds.items())
+    title = f"{times}; {words.count(cell.rounds, 'round')}"
+    style = styles.get(cell.fastest) if cell.kind == "winner" else None
+    strength = 25 + 45 * min(1.0, math.log2(max(cell.ratio, 1.0)) / 2) if style else 0.0
+    return {"text": text_of(cell), "kind": cell.kind, "title": title, "style": style, "strength": f"{strength:.0f}"}
+
+
+def write(run: Any, found: WinMap, path: Path) -> Path:
+    """Write a map as a page and return its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(render(run, found), encoding="utf-8", errors="replace")
+    return path

@@ -1,0 +1,225 @@
+"""The win map on made-up samples with known winners: verdicts, false discoveries, crossovers, where to look again."""
+
+from __future__ import annotations
+
+import io
+import json
+from types import SimpleNamespace
+
+import example_run as example
+import fake_backends
+import numpy as np
+import pytest
+from rich.console import Console
+
+from shim import cases
+from shim.explain import winmap
+from shim.measure import bench, runfile
+from shim.report import winmap as report
+
+TWO = (("numpy", "eager"), ("torch", "eager"))
+GRID = winmap.Grid("dense", (("N", (1, 3)), ("I", (5, 7, 11)), ("O", (2, 4, 8, 16))))
+CELLS = GRID.cells("forward")
+
+
+@pytest.fixture
+def made(tmp_path):
+    """Return the map of a run in which a cell takes as long as told, ``seconds(point) -> one number a target``."""
+
+    def make(seconds, targets=TWO, spread=0.01, rounds=5, seed=0, extra=(), grid=GRID, sweeps=3):
+        points = grid.cells("forward")
+        table = [seconds(point) for point in points]
+        lines = example.records(targets, [c.id for c in points.values()], table, rounds, sweeps, spread, seed=seed)
+        run = runfile.read(example.write(tmp_path / "run.jsonl", [*list(lines), *extra]))
+        return winmap.read(run, grid)
+
+    return make
+
+
+def small_numpy_wins(point):
+    """numpy is faster up to O 4, and twice as slow beyond."""
+    return (1e-4, 2e-4) if point[2] <= 4 else (2e-4, 1e-4)
+
+
+@pytest.mark.parametrize("op", winmap.GRIDS)
+def test_every_map_has_sixty_cells_of_bounded_work(op):
+    cells = winmap.GRIDS[op].cells()
+    assert len(cells) >= 60
+    assert len(set(cells.values())) == len(cells)
+    assert all(cases.parse(case.id) == case for case in cells.values())
+    assert max(case.work().flops for case in cells.values()) < 4e9
+    assert max(case.work().bytes for case in cells.values()) < 3e8
+
+
+def test_an_axis_may_set_several_of_the_ops():
+    dims = dict(winmap.GRIDS["lstm"].cells()[10, 4, 24].dims)
+    assert dims == {"N": 4, "T": 10, "I": 24, "H": 24}
+
+
+def test_each_cell_has_its_winner_and_each_change_is_found(made):
+    found = made(small_numpy_wins)
+    assert {point: cell.fastest for point, cell in found.cells.items()} == {
+        point: "numpy" if point[2] <= 4 else "torch" for point in CELLS
+    }
+    assert {cell.kind for cell in found.cells.values()} == {"winner"}
+    assert all(cell.ratio == pytest.approx(2, rel=0.03) for cell in found.cells.values())
+    assert [(c.axis, c.low, c.high, c.below, c.above) for c in found.crossovers] == [("O", 4, 8, "numpy", "torch")] * 6
+
+
+def test_a_tie_may_lie_between_two_winners_but_nothing_undecided(made):
+    def tie_at_four(point):
+        return (1e-4, 1.001e-4) if point[2] == 4 else small_numpy_wins(point)
+
+    found = made(tie_at_four, spread=0.002)
+    assert {cell.kind for point, cell in found.cells.items() if point[2] == 4} == {"tie"}
+    assert {(c.low, c.high) for c in found.crossovers} == {(2, 8)}
+    unknown = dict(found.cells)
+    unknown |= {
+        p: winmap.Cell(p, c.case, "unknown", c.leaders, 1.0, 1.0, c.seconds, 5) for p, c in unknown.items() if p[2] == 4
+    }
+    assert list(winmap._crossovers(GRID, unknown)) == []
+
+
+def test_noise_makes_unknowns_and_no_winners(made):
+    found = made(lambda point: (1e-4, 1.02e-4), spread=0.3)
+    assert {cell.kind for cell in found.cells.values()} == {"unknown"}
+    assert all(set(cell.leaders) == {"numpy", "torch"} for cell in found.cells.values())
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_few_rounds_decide_nothing(made, rounds):
+    found = made(small_numpy_wins, spread=1e-4, rounds=rounds)
+    assert {cell.kind for cell in found.cells.values()} == {"unknown"}
+
+
+@pytest.mark.parametrize("contestants", [2, 4])
+def test_false_winners_are_rare_on_maps_of_one_backend_against_itself(made, contestants):
+    targets = (*TWO, ("jax", "jit"), ("cntk", "graph"))[:contestants]
+    maps, wins = 8, 0
+    for seed in range(maps):
+        found = made(lambda point: (1e-4,) * contestants, targets=targets, spread=0.05, rounds=4, seed=seed, sweeps=2)
+        wins += any(cell.kind == "winner" for cell in found.cells.values())
+    assert wins <= 1  # expected of one map in 40
+
+
+def test_the_level_holds_for_the_map_and_not_for_each_cell():
+    """Of p-values spread evenly over 0 to 1, some are below 5 %, but none after the adjustment."""
+    judged = {
+        (k,): winmap._Judged((k,), str(k), {"a": 1.0, "b": 2.0}, {"b": "faster"}, (k + 1) / 100, 5) for k in range(100)
+    }
+    assert sum(cell.p < winmap.RATE for cell in judged.values()) == 4
+    assert {cell.kind for cell in winmap._decide(judged).values()} == {"unknown"}
+    sure = {p: winmap._Judged(p, c.case, c.seconds, c.verdicts, c.p / 1000, 5) for p, c in judged.items()}
+    assert {cell.kind for cell in winmap._decide(sure).values()} == {"winner"}
+
+
+def test_p_values_are_evenly_spread_without_a_difference():
+    rng = np.random.default_rng(0)
+
+    def draw():
+        return np.exp(0.05 * rng.standard_normal((5, 1)) + 0.02 * rng.standard_normal((5, 3))).tolist()
+
+    found = [winmap.p_value(draw(), draw()) for _ in range(1000)]
+    assert 0.03 < np.mean(np.array(found) < 0.05) < 0.07
+    assert 0.45 < np.mean(found) < 0.55
+
+
+def test_a_contestant_that_failed_is_left_out_of_its_cells_and_named(made):
+    three = (*TWO, ("jax", "jit"))
+    first = next(iter(CELLS.values())).id
+    found = made(lambda point: (2e-4, 3e-4, 1e-4), targets=three, extra=[example.failure("jax", "jit", first)])
+    assert found.failures == (f"jax, {first}: it broke",)
+    lonely = winmap._Judged.of((1,), first, {"numpy": [[1e-4]] * 5})
+    assert winmap._cell(lonely, float("nan")).kind == "unknown"
+
+
+def test_more_samples_go_where_the_leader_changes_or_nothing_is_decided(made):
+    found = made(small_numpy_wins)
+    doubtful = {cases.parse(id) for id in winmap.doubtful(found)}
+    assert {dict(c.dims)["O"] for c in doubtful} == {4, 8}
+    noisy = made(lambda point: (1e-4, 1.02e-4) if point[1] == 7 else (1e-4, 9e-4), spread=0.2)
+    undecided = {cell.case for cell in noisy.cells.values() if cell.kind == "unknown"}
+    assert undecided == {case.id for point, case in CELLS.items() if point[1] == 7}
+    assert undecided <= set(winmap.doubtful(noisy)) < {case.id for case in CELLS.values()}
+    assert winmap.doubtful(made(lambda point: (1e-4, 2e-4))) == []
+
+
+def _run(rounds, found_cells):
+    return SimpleNamespace(
+        header={"config": {"cases": found_cells}}, rounds=[{"record": "round_end", "round": k} for k in range(rounds)]
+    )
+
+
+def test_the_whole_grid_comes_first_and_then_what_time_allows(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(winmap, "monotonic", lambda: now[0])
+    monkeypatch.setattr(winmap, "read", lambda run, grid: None)
+    monkeypatch.setattr(winmap, "doubtful", lambda found: ["a"])
+    chooser, whole = winmap.Chooser(GRID, 50.0), ["a", "b", "c", "d"]
+    chosen = []
+    for rounds in range(1, 12):
+        now[0] += 10.0 if rounds <= 3 else 6.0
+        chosen.append(chooser(_run(rounds, whole)))
+    assert chosen[:5] == [whole, whole, ["a"], ["a"], ["a"]]  # at 42 seconds one of 6 ends in time, at 48 none
+    assert chosen[5] == []
+
+
+def test_an_op_without_a_map_and_a_run_that_is_none_are_refused(tmp_path):
+    with pytest.raises(
+        ValueError, match="there is no map of 'relu'; there are maps of: dense, conv2d, lstm, embedding"
+    ):
+        winmap.grid_of("relu")
+    run = runfile.read(example.write(tmp_path / "run.jsonl", list(example.records())))
+    with pytest.raises(ValueError, match="is no map of dense: it has other cases"):
+        winmap.read(run)
+
+
+# ---------------------------------------------------------------------------------------------------------- the report
+
+
+def test_the_map_is_shown_in_words_and_colours(made, tmp_path):
+    found = made(lambda p: (1e-4, 1.001e-4) if p[2] == 4 else small_numpy_wins(p), spread=0.002)
+    run = runfile.read(tmp_path / "run.jsonl")
+    console = Console(file=io.StringIO(), width=120)
+    report.print_map(found, console)
+    html = report.render(run, found)
+    for text in (console.file.getvalue(), html):
+        assert "Of 24 shapes of dense, torch wins in 12, numpy wins 6 and 6 are ties." in text
+        assert "at N 1, I 5: numpy up to O 2, torch from O 8" in text
+        assert "= numpy, torch" in text or "= torch, numpy" in text
+    assert html.count('<td class="winner"') == 18
+    assert "#D55E00" in html
+    assert "<script" not in html
+    plain = json.loads(json.dumps(report.as_json(found), allow_nan=False))
+    assert len(plain["cells"]) == 24
+    assert plain["crossovers"][0]["below"] == "numpy"
+
+
+def test_hostile_names_are_escaped_on_the_map(made, tmp_path):
+    found = made(lambda point: (1e-4, 2e-4), targets=((example.HOSTILE, "eager"), ("torch", "eager")))
+    html = report.render(runfile.read(tmp_path / "run.jsonl"), found)
+    assert "<script" not in html
+    assert "&lt;script&gt;" in html
+
+
+# -------------------------------------------------------------------------------------------------------- measuring it
+
+
+def test_a_run_goes_on_with_the_cases_chosen_and_ends_without_any(tmp_path, monkeypatch):
+    fake_backends.install(tmp_path, monkeypatch)
+    chosen = [cases.case("dense", "forward", {"N": 2, "I": 3, "O": o}) for o in (4, 5)]
+    both = [case.id for case in chosen]
+    answers, seen = iter([both, both[1:], both[:1], []]), []
+
+    def choose(run):
+        seen.append(sum(record["record"] == "round_end" for record in run.rounds))
+        return next(answers)
+
+    brief = {"rounds": 9, "sweeps": 1, "block_seconds": 0.002}
+    run = bench.run(tmp_path / "run.jsonl", targets=["good", "slow"], cases=chosen, choose=choose, **brief)
+    assert seen == [1, 2, 3, 4]
+    assert run.complete
+    played = [{block["case"] for block in run.blocks if block["round"] == k} for k in range(5)]
+    assert played == [set(both), set(both), {both[1]}, {both[0]}, set()]
+    assert {(c["round"], c["target"]) for c in run.ceilings} == {(k, name) for k in (0, 1) for name in ("good", "slow")}
+    assert run.failures == []
