@@ -21,7 +21,7 @@ CASES = attribution.wanted(MODEL, 5)
 CALL = {"torch": (1e-6, 2e-5), "tensorflow": (1e-4, 1.5e-4)}  # of an empty call, forward and with its gradient
 #: what each part takes without the call: forward, backward
 NET = {
-    "torch": {"dense": (3e-4, 7e-4), "other": (1e-5, 2e-5)},
+    "torch": {"dense": (3e-4, 6e-4), "other": (1e-5, 2e-5)},
     "tensorflow": {"dense": (5e-4, 9e-4), "other": (0, 1e-5)},
 }
 OPTIMIZER = {"torch": 4e-4, "tensorflow": 3e-4}
@@ -209,11 +209,12 @@ def test_intervals_of_sums_cover_the_truth(rounds):
 
 def test_the_words_name_the_largest_parts_and_the_residual(read):
     text = list(explanation.sentences(attribution.explain(read(records()), "torch", "tensorflow")))
-    assert text[0].startswith("torch is 1.24x ")
+    assert text[0].startswith("torch is 1.35x ")
     assert "faster than tensorflow on mnist_mlp: 3." in text[0]
-    assert "23 % of the gap is the " in text[1]
-    assert "the forward pass of dense N5 I784 O512 activation=relu" in text[1]
-    assert text[1].count(" pass of ") == explanation.MOST_TOLD
+    assert text[1] == (
+        "77 % of the gap is the backward passes of 3 dense layers, 51 % the forward passes of 3 dense layers "
+        "and 11 % the call itself."
+    )
     assert any("Against the gap, torch takes longer in the optimizer (rmsprop)" in sentence for sentence in text)
     assert text[-1].endswith("% of the slower step.")
 

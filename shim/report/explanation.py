@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,24 +48,28 @@ def _by(times: list[str], e: Explanation) -> Any:
 
 
 def _shares(e: Explanation, fast: str) -> Iterator[str]:
-    told = sorted((t for t in e.terms[:-1] if e.share(t) >= WORTH_TELLING), key=e.share, reverse=True)[:MOST_TOLD]
+    """Say what makes the gap and what goes against it, layers of one op taken together."""
+    groups: dict[tuple[str, str], list[Term]] = {}
+    for term in e.terms[:-1]:
+        groups.setdefault((term.kind, term.name.split()[0]), []).append(term)
+    shares = {_phrase(terms): sum(map(e.share, terms)) for terms in groups.values()}
+    order = sorted(shares, key=lambda phrase: shares[phrase], reverse=True)
+    told = [phrase for phrase in order if shares[phrase] >= WORTH_TELLING][:MOST_TOLD]
     if told:
-        parts = [f"{_percent(e.share(t))} {'of the gap is ' if k == 0 else ''}{_phrase(t)}" for k, t in enumerate(told)]
-        yield f"{words.listing(parts)}."
-    against = sorted((t for t in e.terms[:-1] if e.share(t) <= -WORTH_TELLING), key=e.share)[:MOST_TOLD]
+        first, *rest = [f"{_percent(shares[phrase])} {{}}{phrase}" for phrase in told]
+        yield f"{words.listing([first.format('of the gap is '), *(text.format('') for text in rest)])}."
+    against = [phrase for phrase in reversed(order) if shares[phrase] <= -WORTH_TELLING][:MOST_TOLD]
     if against:
-        parts = [f"{_phrase(t)} ({_percent(-e.share(t))})" for t in against]
+        parts = [f"{phrase} ({_percent(-shares[phrase])})" for phrase in against]
         yield f"Against the gap, {fast} takes longer in {words.listing(parts)}."
 
 
-def _phrase(term: Term) -> str:
-    name = words.line(term.name, 80)
-    times = f", {term.count} times a step" if term.count > 1 else ""
-    return {
-        "forward": f"the forward pass of {name}{times}",
-        "backward": f"the backward pass of {name}{times}",
-        "optimizer": f"the optimizer ({name})",
-    }.get(term.kind, name)
+def _phrase(terms: Sequence[Term]) -> str:
+    term, count = terms[0], sum(term.count for term in terms)
+    name = words.line(term.name, 80).split()[0]
+    if term.kind in ("forward", "backward"):
+        return f"the {term.kind} pass of {name}" if count == 1 else f"the {term.kind} passes of {count} {name} layers"
+    return f"the optimizer ({name})" if term.kind == "optimizer" else words.line(term.name)
 
 
 def _label(term: Term) -> str:
