@@ -195,6 +195,12 @@ def test_the_map_is_shown_in_words_and_colours(made, tmp_path):
     assert plain["crossovers"][0]["below"] == "numpy"
 
 
+def test_of_many_that_may_win_two_are_named():
+    cell = winmap.Cell((1,), "case", "unknown", ("a", "b", "c", "d"), 1.0, 1.0, {}, 3)
+    assert report.text_of(cell) == "? a, b +2"
+    assert report.text_of(winmap.Cell((1,), "case", "unknown", (), 1.0, 1.0, {}, 0)) == "not measured"
+
+
 def test_hostile_names_are_escaped_on_the_map(made, tmp_path):
     found = made(lambda point: (1e-4, 2e-4), targets=((example.HOSTILE, "eager"), ("torch", "eager")))
     html = report.render(runfile.read(tmp_path / "run.jsonl"), found)

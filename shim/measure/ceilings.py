@@ -19,7 +19,7 @@ from shim.measure import clock
 SIDE = {"cpu": 1024, "cuda": 8192}  # of the matrices that are multiplied
 #: Bytes that a copy reads and writes together: in a core's own cache, in the shared one, in memory.
 COPIES = (2**19, 2**23, 2**26)
-REPEATS = 4
+REPEATS = 8
 #: The least that can be called: a rectifier on one number.
 EMPTY = {direction: cases.case("relu", direction, {"N": 1, "...": 1}) for direction in contract.DIRECTIONS}
 

@@ -49,11 +49,12 @@ def crossings(found: WinMap) -> Iterator[str]:
 def text_of(cell: Cell) -> str:
     """Write a cell: the winner and its lead over the runner-up, those that tie, or those that may win."""
     names = [words.line(name, 24) for name in cell.leaders]
+    if not names:
+        return "not measured"
     if cell.kind == "winner":
-        return f"{names[0]} {words.times(cell.ratio)}x" if math.isfinite(cell.ratio) else names[0]
-    if cell.kind == "tie":
-        return f"= {', '.join(names)}"
-    return f"? {', '.join(names)}" if names else "not measured"
+        return f"{names[0]} {words.times(cell.ratio)}x"
+    others = f" +{len(names) - 2}" if len(names) > 2 else ""
+    return f"{'=' if cell.kind == 'tie' else '?'} {', '.join(names[:2])}{others}"
 
 
 def _panels(found: WinMap) -> Iterator[tuple[int, list[tuple[int, list[Cell | None]]]]]:
@@ -92,7 +93,10 @@ def print_map(found: WinMap, console: Console) -> None:
     for failure in found.failures:
         console.print(Text(words.line(failure, 300), style="red"))
     console.print(
-        Text("torch 1.40x: torch wins, the runner-up takes 1.40 times as long; = tie; ? undecided", style="dim")
+        Text(
+            "torch 1.40x: torch wins, the runner-up takes 1.40 times as long; = tie; ? undecided; +3: three more",
+            style="dim",
+        )
     )
 
 
