@@ -47,13 +47,13 @@ def test_every_map_has_sixty_cells_of_bounded_work(op):
     assert len(cells) >= 60
     assert len(set(cells.values())) == len(cells)
     assert all(cases.parse(case.id) == case for case in cells.values())
-    assert max(case.work().flops for case in cells.values()) < 4e9
+    assert max(case.work().flops for case in cells.values()) < 3e9
     assert max(case.work().bytes for case in cells.values()) < 3e8
 
 
 def test_an_axis_may_set_several_of_the_ops():
-    dims = dict(winmap.GRIDS["lstm"].cells()[10, 4, 24].dims)
-    assert dims == {"N": 4, "T": 10, "I": 24, "H": 24}
+    dims = dict(winmap.GRIDS["lstm"].cells()[8, 4, 16].dims)
+    assert dims == {"N": 4, "T": 8, "I": 16, "H": 16}
 
 
 def test_each_cell_has_its_winner_and_each_change_is_found(made):

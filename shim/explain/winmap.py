@@ -50,18 +50,18 @@ class Grid:
         return found
 
 
-#: At least 60 cells an op, of at most about 3 billion operations with gradients: a tenth of a second on a slow core.
+#: At least 60 cells an op, of at most 3 billion operations with gradients: a tenth of a second where that is slow.
 GRIDS = {
     grid.op: grid
     for grid in (
-        Grid("dense", (("N", (1, 8, 64, 512)), ("I", (16, 64, 256, 1024)), ("O", (16, 64, 256, 1024)))),
+        Grid("dense", (("N", (1, 8, 64, 256)), ("I", (16, 64, 256, 1024)), ("O", (16, 64, 256, 1024)))),
         Grid(
             "conv2d",
-            (("N", (1, 4, 16)), ("H=W", (4, 8, 16, 32)), ("C=O", (1, 4, 16, 32, 64))),
+            (("N", (1, 4, 16)), ("H=W", (4, 8, 16, 28)), ("C=O", (1, 4, 16, 32, 64))),
             (("R", 3), ("S", 3)),
             (("padding", "same"),),
         ),
-        Grid("lstm", (("T", (2, 10, 50)), ("N", (1, 4, 16, 64)), ("I=H", (8, 24, 64, 96, 160)))),
+        Grid("lstm", (("T", (2, 8, 32)), ("N", (1, 4, 16, 64)), ("I=H", (8, 16, 32, 64, 128)))),
         Grid(
             "embedding_average",
             (("N", (1, 16, 128)), ("V", (100, 1000, 10_000, 100_000)), ("T", (1, 8, 32, 128, 512))),
