@@ -55,7 +55,7 @@ def test_a_model_is_explained_and_the_run_file_is_enough_to_do_it_again(tmp_path
 def test_a_map_is_made_within_its_budget_and_shown_again(tmp_path, monkeypatch, other):
     grid = winmap.Grid("dense", (("N", (1, 3)), ("I", (5, 7)), ("O", (2, 400))))
     monkeypatch.setitem(winmap.GRIDS, "dense", grid)
-    monkeypatch.setattr(winmap, "SETTINGS", {"rounds": 12, "sweeps": 2, "block_seconds": 0.002})
+    monkeypatch.setattr(winmap, "SETTINGS", {"alone": 0, "rounds": 12, "sweeps": 2, "block_seconds": 0.002})
     path = tmp_path / "map.jsonl"
     result = shim("map", "dense", "--backends", f"numpy,{other}", "--budget", 0.1, "-o", path, "--json")
     assert result.exit_code == 0, result.output

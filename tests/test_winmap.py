@@ -221,7 +221,7 @@ def test_a_run_goes_on_with_the_cases_chosen_and_ends_without_any(tmp_path, monk
         seen.append(sum(record["record"] == "round_end" for record in run.rounds))
         return next(answers)
 
-    brief = {"rounds": 9, "sweeps": 1, "block_seconds": 0.002}
+    brief = {"alone": 0, "rounds": 9, "sweeps": 1, "block_seconds": 0.002}
     run = bench.run(tmp_path / "run.jsonl", targets=["good", "slow"], cases=chosen, choose=choose, **brief)
     assert seen == [1, 2, 3, 4]
     assert run.complete

@@ -27,7 +27,7 @@ from typing import Any
 from shim import cases as all_cases
 from shim import environments, statistics
 from shim.measure import machine, runfile
-from shim.measure.rounds import Choice, Progress, Rounds, Silent
+from shim.measure.rounds import ALONE, Choice, Progress, Rounds, Silent
 
 DEFAULTS = {"rounds": 14, "sweeps": 5, "block_seconds": 0.02}
 QUICK = {"rounds": 2, "sweeps": 2, "block_seconds": 0.02}
@@ -54,12 +54,14 @@ def run(
     baseline: str | None = None,
     progress: Progress | None = None,
     choose: Choice | None = None,
+    alone: int = ALONE,
 ) -> runfile.Run:
     """Compare targets on cases, write every sample to a new run file and return what it holds.
 
     A target is ``backend``, ``backend@version``, or either followed by ``:mode`` for that mode alone; ``modes="all"``
     takes every mode of each backend. ``threads`` is the number of threads and CPUs of each worker, by default all that
     this process may use. After each round ``choose`` may say which cases the next one has, and with none end the run.
+    In the first ``alone`` rounds workers start and build one after the other, which makes those times clean.
     Raises ``ValueError`` for bad input, :class:`RunInterrupted` after Ctrl-C,
     :class:`shim.measure.runfile.RunFileError` where the file cannot be written, ``RuntimeError`` if no target works.
     """
@@ -78,6 +80,7 @@ def run(
         "device": device,
         "precision": precision,
         "baseline": baseline,
+        "alone": alone,
     }
     wanted = _check(path, config, targets, modes, len(cpus))
     played = Rounds(config, progress or Silent())

@@ -15,6 +15,7 @@ START_STEPS, PREPARE_STEPS = 20, 3
 #: Rounds in which workers are started and cases built one after the other, so that the times of that are clean. In
 #: the others all workers do it side by side, which saves half the time; whatever is warmed up or timed runs alone.
 ALONE = 2
+CEILINGS = 2  # rounds in which the ceilings are measured
 #: Rounds in which every case takes part. In later ones only those do whose ratios are not yet known to NARROW, half the
 #: length of an interval as a share of the ratio: what differs between processes is averaged out by processes alone.
 #: Stopping by width costs no coverage after eight rounds (95 % in simulations, 92 % after six).
@@ -117,7 +118,7 @@ class Rounds:
             self.progress.start(len(targets), "starting")
         modes = {}
         order = schedule.start_order(self.config["seed"], number, targets)
-        self._side_by_side = number >= ALONE
+        self._side_by_side = number >= self.config.get("alone", ALONE)
         for target in order if self._side_by_side else ():
             if self._spawn(target):
                 self._workers[target].post("load", **self._settings(target))
@@ -155,7 +156,7 @@ class Rounds:
             for target in order:
                 self._calibrate(target)
             self._play_blocks(number)
-            if number < ALONE:
+            if number < CEILINGS:
                 self._measure_ceilings()
             self.kill()
             self.record({"record": "round_end", "round": number})
