@@ -56,13 +56,16 @@ def demand(case: cases.Case) -> Demand:
         work = case.work()
         return Demand(work.flops, work.bytes, once)
     model = models.load(case.op, **dict(case.options))
-    size = dict(case.dims)["N"]
-    recorded = models.record(model, "forward_backward", size, case.dtype)
+    direction = "forward" if case.direction == cases.PREDICT else "forward_backward"
+    recorded = models.record(model, direction, dict(case.dims)["N"], case.dtype)
+    flops = 0.0 if case.direction == cases.OPTIMIZER_STEP else float(sum(c.work().flops for c in recorded))
+    if case.direction == cases.PREDICT:
+        return Demand(flops, 0.0, 0.0)  # which part of its weights has to come from memory is not known
     params = model.initial()
     entries = sum(params[name].size for name in models.trained(model, params))
     arrays = 2 + optimizers.STATES[model.optimizer.name]  # weight, gradient, states: all read, all but one written
     resident = float(arrays * entries * np.dtype(case.dtype).itemsize)
-    return Demand(sum(c.work().flops for c in recorded), resident * (2 - 1 / arrays), resident, "optimizer")
+    return Demand(flops, resident * (2 - 1 / arrays), resident, "optimizer")
 
 
 class Ceilings:
@@ -88,7 +91,7 @@ class Ceilings:
 
     def call_seconds(self, target: str, mode: str, direction: str) -> float:
         """Return the time of an empty call; NaN if it is not known. Whatever has gradients counts as with gradients."""
-        direction = "forward" if direction == "forward" else "forward_backward"
+        direction = "forward" if direction in ("forward", cases.PREDICT) else "forward_backward"
         return self._calls.get((target, mode, direction), math.nan)
 
     def limit(self, case: cases.Case, target: str, mode: str, time: statistics.Estimate) -> Limit | None:

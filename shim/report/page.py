@@ -81,7 +81,7 @@ def simple(template: str, run: Any, title: str, **values: Any) -> str:
             header=run.header,
             started=words.moment(run.header.get("started")),
             environment=list(flatten(run.header.get("environment", {}))),
-            contestants=_descriptions(run.workers),
+            contestants=descriptions(run.workers),
             command=shlex.join(words.line(part) for part in run.header.get("command", ())),
             run_file=words.line(Path(run.path).name) if getattr(run, "path", None) else "",
             **values,
