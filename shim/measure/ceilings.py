@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from shim import cases, contract
+from shim import cases, contract, protocol
 from shim.measure import clock
 
 SIDE = {"cpu": 1024, "cuda": 8192}  # of the matrices that are multiplied
@@ -29,7 +29,8 @@ def measure(backend: ModuleType, mode: str, dtypes: Iterable[str], device: str, 
 
     Rates are measured in the backend's default mode only; ``dtypes`` are those of the products.
     """
-    found: dict[str, Any] = {"call_seconds": {d: _call_seconds(backend, case, mode) for d, case in EMPTY.items()}}
+    empty = {direction: case for direction, case in EMPTY.items() if protocol.offers(backend, case)}
+    found: dict[str, Any] = {"call_seconds": {d: _call_seconds(backend, case, mode) for d, case in empty.items()}}
     if mode != backend.MODES[0] or backend.MODES == ("null",):
         return found
     side = SIDE[device]
