@@ -40,6 +40,9 @@ EPILOGUES = {
     "  shim map dense --backends numpy,torch --budget 120\n"
     "  shim map conv2d --direction forward --json\n"
     "  shim map --run .shim/runs/20260101-120000-map-lstm.jsonl",
+    "profile": "Examples:\n\n\b\n  shim profile mnist_mlp --backend torch\n"
+    "  shim profile lstm/forward_backward/N32-T100-I128-H64/float32 -b tensorflow --mode xla\n"
+    "  shim profile mnist_mlp --backend jax --trace step.json    open it at https://ui.perfetto.dev",
     "data": "Examples:\n\n\b\n  shim data                       which files are used, and their checksums\n"
     "  shim data --fetch mnist cifar10\n"
     "  shim data --json\n"
@@ -494,6 +497,41 @@ def win_map(
     else:
         winmap.print_map(found, _console())
         click.echo(f"run file  {path}\nreport    {page_path}")
+
+
+@command
+@click.argument("case", metavar="CASE|MODEL")
+@click.option("--backend", "-b", required=True, metavar="NAME", help="A backend, or a version of it.")
+@click.option("--mode", help="A mode of the backend instead of its default.")
+@click.option("--threads", type=click.IntRange(1), help="Threads of the backend; default: all cores.")
+@click.option("--steps", type=click.IntRange(1, 1000), help="Profiled steps; default: as many as take 0.1 s, 3 to 50.")
+@click.option(
+    "--trace", type=click.Path(path_type=Path), help="Write the events in Chrome's trace format, for Perfetto."
+)
+@json_option
+def profile(
+    case: str,
+    backend: str,
+    mode: str | None,
+    threads: int | None,
+    steps: int | None,
+    trace: Path | None,
+    as_json: bool,
+) -> None:
+    """Show which kernels a case, or a model's training step, spends its time in, by the framework's own profiler.
+
+    The times of the kernels stand beside the time of the same step without a profiler.
+    """
+    from shim import trace as tracing
+    from shim.trace import show
+
+    found = tracing.profile(case, backend, Progress(), mode, steps, trace, threads)
+    if as_json:
+        _print_json(found)
+        return
+    show.print_profile(found, _console())
+    if trace:
+        click.echo(f"trace  {trace}")
 
 
 @command

@@ -16,7 +16,7 @@ from time import monotonic
 from typing import Any
 
 #: Seconds without an answer after which a worker counts as hanging.
-TIMEOUTS = {"load": 300.0, "prepare": 900.0, "calibrate": 300.0, "block": 300.0, "ceilings": 300.0}
+TIMEOUTS = dict.fromkeys(("load", "calibrate", "block", "ceilings"), 300.0) | {"prepare": 900.0, "profile": 600.0}
 
 
 class WorkerDied(RuntimeError):

@@ -2,7 +2,7 @@
 
 Started by :mod:`shim.measure.process` with the interpreter of the target's environment. Its environment variables
 and CPUs are set before the framework is imported. Requests are ``{"command": "load" | "prepare" | "calibrate" |
-"block" | "ceilings" | "quit", ...}``; each is answered by ``{"ok": true, ...}`` or ``{"ok": false, "stage",
+"block" | "ceilings" | "profile" | "quit", ...}``; each is answered by ``{"ok": true, ...}`` or ``{"ok": false, "stage",
 "reason"}``, and a failure is never the end of the process. The end of standard input is.
 """
 
@@ -33,6 +33,7 @@ class Session:
     """The backend of this process, the cases that agree with the contract, and those that are ready for the clock."""
 
     def __init__(self) -> None:
+        self.name = ""
         self.backend: Any = None
         self.checked: dict[tuple[str, str], Any] = {}
         self.ready: dict[tuple[str, str], tuple[Any, int, int, float]] = {}
@@ -45,7 +46,7 @@ class Session:
 
         start = perf_counter()
         try:
-            self.backend = load(backend)
+            self.name, self.backend = backend, load(backend)
         except Exception as error:
             raise Failed("import", error) from error
         imported = perf_counter()
@@ -135,6 +136,16 @@ class Session:
         from shim.measure import ceilings
 
         return ceilings.measure(self.backend, mode, dtypes, device, threads)
+
+    def profile(self, case: str, mode: str, shown: str, steps: int | None, path: str) -> dict[str, Any]:
+        """Profile a case that has been checked, and write its trace, which shows the target as ``shown``."""
+        from pathlib import Path
+
+        from shim import cases
+        from shim.trace import session
+
+        prepared = self.checked[case, mode]
+        return session.profile(self.name, self.backend, prepared, cases.parse(case), mode, shown, steps, Path(path))
 
 
 def describe_error(error: BaseException) -> str:
