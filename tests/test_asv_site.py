@@ -169,3 +169,12 @@ def test_opened_as_a_file_the_site_says_what_to_do(clone, visit):
     page = Visit(browser, clone.path / ".asv/html/index.html", *FLAGS).document
     assert "asv preview" in page.split('id="error-message"')[1][:200]
     assert "<h1>Backends beside each other</h1>" in Visit(browser, clone.path / ".asv/html/backends.html").document
+
+
+def test_one_parameter_combination_is_profiled(clone):
+    """The command of docs/profile.md; a name without parameters is not found."""
+    case = "dense/forward/N5-I7-O3-activation=relu/float32"
+    said = clone.asv("profile", rf"bench_ops.Dense.timeop_dense\('numpy', '{case}'\)")
+    assert "cumtime" in said
+    assert "(timeop_dense)" in said
+    assert "_handwritten.py" in said
