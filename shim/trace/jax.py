@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from shim.backends import _jax_trainer
-from shim.cases import Case
+from shim.cases import PREDICT, Case
 from shim.measure import clock
 from shim.models import optimizers
 from shim.trace import naming
@@ -29,7 +30,7 @@ def record(backend: Any, case: Case, mode: str, steps: int) -> list[Event]:
     with naming.scoped(jax.named_scope, (optimizers, "update"), (_jax_trainer, "_descend")):
         prepared = clock.prepare(backend, case, mode)
         naming.warm(prepared)
-        ops = _ops(prepared) if case.is_model else {}
+        ops = _ops(case, prepared)
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -39,10 +40,16 @@ def record(backend: Any, case: Case, mode: str, steps: int) -> list[Event]:
         return _read(jax.profiler.ProfileData.from_file(str(path)), ops)
 
 
-def _ops(prepared: clock.Prepared) -> dict[str, str]:
-    """Return the ops of each instruction of a trainer's compiled step."""
+def _ops(case: Case, prepared: clock.Prepared) -> dict[str, str]:
+    """Return the ops of each instruction of a model's compiled program; of a case of one op there is nothing to say."""
     trainer = prepared.run
-    text = trainer._step.lower(trainer._state, *prepared.call.args).compile().as_text()  # type: ignore[attr-defined]
+    if case.trains:
+        lower = partial(trainer._step.lower, trainer._state)
+    elif case.direction == PREDICT:
+        lower = partial(trainer._prediction.lower, *trainer._state[:2])
+    else:
+        return {}
+    text = lower(*prepared.call.args).compile().as_text()  # type: ignore[attr-defined]
     return naming.fused(_instructions(text))
 
 

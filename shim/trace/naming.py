@@ -77,7 +77,7 @@ def replaced(owner: Any, name: str, make: Callable[[Any], Any]) -> Iterator[None
 def named(wrap: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
     """Let every model that is built or run meanwhile call ``wrap(mark, function)`` in the place of an op."""
 
-    def naming(losses: Callable[..., Any]) -> Callable[..., Any]:
+    def naming(build: Callable[..., Any]) -> Callable[..., Any]:
         def call(model: Any, ops: Any, *args: Any) -> Any:
             calls: Counter[str] = Counter()
 
@@ -88,11 +88,11 @@ def named(wrap: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> Iter
 
                 return count
 
-            return losses(model, SimpleNamespace(**{op: numbered(op, f) for op, f in vars(ops).items()}), *args)
+            return build(model, SimpleNamespace(**{op: numbered(op, f) for op, f in vars(ops).items()}), *args)
 
         return call
 
-    with replaced(models, "losses", naming):
+    with replaced(models, "losses", naming), replaced(models, "logits", naming):
         yield
 
 

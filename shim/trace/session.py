@@ -8,9 +8,10 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from shim.cases import Case
+from shim.cases import OPTIMIZER_STEP, Case
 from shim.measure import clock
 from shim.trace import events as tracing
+from shim.trace import naming
 
 BLOCKS, BLOCK_SECONDS = 9, 0.02
 SECONDS, LEAST, MOST = 0.1, 3, 50  # of profiled steps: about so long, so many
@@ -36,6 +37,8 @@ def profile(
     for event in events:
         if event.name == tracing.STEP:
             event.op = None
+        elif case.direction == OPTIMIZER_STEP:
+            event.op = naming.OPTIMIZER
         elif not case.is_model:
             event.op = case.op
     about = {"case": case.id, "target": shown, "mode": mode, "profiler": adapter.PROFILER, "steps": steps}

@@ -63,6 +63,19 @@ def test_of_a_training_step_every_op_is_found(backend, mode, tmp_path):
         assert not found & {"dense 4", "dropout 3", "compiled"}
 
 
+def test_a_prediction_has_ops_and_no_optimizer(backend, tmp_path):
+    profile = _profile(backend, backend.MODES[0], "mnist_mlp/predict/N3/float32", tmp_path / "trace.json")
+    _check(profile, tmp_path / "trace.json")
+    found = {op for row in profile["rows"] for op in row["op"].split(" + ")}
+    assert {"dense 1", "dense 2", "dense 3"} <= found <= {"dense 1", "dense 2", "dense 3", "rest"}
+
+
+def test_of_the_optimizer_alone_every_row_is_its_own(backend, tmp_path):
+    profile = _profile(backend, backend.MODES[0], "mnist_mlp/optimizer_step/N3/float32", tmp_path / "trace.json")
+    _check(profile, tmp_path / "trace.json")
+    assert {row["op"] for row in profile["rows"]} == {"optimizer"}
+
+
 def test_the_ops_of_a_model_with_two_heads_and_a_table_are_found(backend, tmp_path):
     profile = _profile(backend, backend.MODES[0], "text_generator/train_step/N3/float32", tmp_path / "trace.json")
     _check(profile, tmp_path / "trace.json")
