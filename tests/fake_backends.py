@@ -56,7 +56,7 @@ FAULTS = {
     "wrong": "good_result = result\nresult = lambda *a: good_result(*a) + np.float32(1)",
     "raises": "def forward(op, options, mode): raise NotImplementedError('no kernel for this')",
     "forward_only": "from shim.protocol import Unsupported\nDIRECTIONS = ('forward',)\n"
-    "def forward_backward(op, options, mode): raise Unsupported('no gradients here; it computes forward only')\n"
+    "def forward_backward(*args, **options): raise Unsupported('no gradients here; it computes forward only')\n"
     "def trainer(*args, seed=0): raise Unsupported('no training here; it computes forward only')",
     "missing": "raise ImportError('libfast.so.3: cannot open shared object file')",
     "hangs": "time.sleep(600)",
