@@ -78,8 +78,8 @@ class _RowsInUse:
     """The rows of tables that a batch uses, in small tables of one size that a graph computes on.
 
     NumPy brings them there and moves those of the tables themselves after the step: the cost does not depend on the
-    length of the tables. The gradient of a sparse ``C.times`` would not be dense either, but takes ten times as long;
-    see ``docs/cntk.md``.
+    length of the tables. The gradient of a sparse ``C.times`` would not be dense either, but takes several times as
+    long; see ``docs/cntk.md``.
     """
 
     def __init__(self, tables, ids):
