@@ -520,3 +520,9 @@ def test_a_block_is_not_disturbed_by_the_one_before():
             worker.kill()
     medians = {way: np.median([np.median(seconds) for seconds in found]) for way, found in times.items()}
     assert medians["interleaved"] / medians["alone"] < 1.3, medians  # 1.9 where workers are not stopped
+
+
+def test_the_speedup_of_threads_is_measured():
+    assert machine.parallel_speedup(1) == "unknown"
+    cpus = len(os.sched_getaffinity(0))
+    assert 0.2 < machine.parallel_speedup(max(cpus, 2)) < 1.5 * cpus

@@ -196,6 +196,19 @@ def test_an_unfinished_run_says_so_first(read):
     assert table.as_json(run)["complete"] is False
 
 
+def test_cpus_that_share_a_core_at_times_are_told(read):
+    def rounds(*speedups):
+        found = list(two((3e-3, 1e-3)))
+        states = [{"record": "round", "round": r, "parallel_speedup": s} for r, s in enumerate(speedups)]
+        return printed(read([found[0], *states, *found[1:]]))
+
+    assert "In some rounds the CPUs together were worth 1.1 of one, in others 1.9" in rounds(
+        1.9, 1.12, "unknown", 1.9, 1.9
+    )
+    assert "CPUs together" not in rounds(1.9, 1.8, 1.92, 1.85, 1.9)
+    assert "CPUs together" not in rounds(*["unknown"] * 5)
+
+
 def test_another_baseline_turns_the_ratios_around(read):
     run = read(example.records())
     torch = next(row for row in table.as_json(run, "torch")["cases"][0]["rows"] if row["contestant"] == "tensorflow")

@@ -8,6 +8,7 @@ import re
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import psutil
@@ -67,6 +68,32 @@ def relevant(variables: Mapping[str, str]) -> dict[str, str]:
 def load_average() -> Any:
     """Return the load of the last minute."""
     return _asked(lambda: round(os.getloadavg()[0], 2))
+
+
+def parallel_speedup(threads: int) -> Any:
+    """Return how many times as fast a matrix product is with ``threads`` threads as with one; "unknown" for one thread.
+
+    It is close to ``threads`` where each has a core of its own. The CPUs of a virtual machine may share one, and not
+    do so some minutes later: that changes every time of more than one thread.
+    """
+    if threads < 2:
+        return UNKNOWN
+    import numpy as np
+
+    a = np.ones((512, 512), np.float32)
+    out = a @ a
+
+    def seconds(limit: int) -> float:
+        with threadpoolctl.threadpool_limits(limit, user_api="blas"):
+            np.matmul(a, a, out=out)
+            times = []
+            for _ in range(5):
+                start = perf_counter()
+                np.matmul(a, a, out=out)
+                times.append(perf_counter() - start)
+        return min(times)
+
+    return _asked(lambda: round(seconds(1) / seconds(threads), 2))
 
 
 def git(folder: Path) -> dict[str, Any]:

@@ -111,7 +111,11 @@ class Rounds:
     def begin(self, number: int, wanted: Sequence[str]) -> dict[str, list[str]]:
         """Start the workers of a round; return the modes of each target that could be loaded."""
         self._begun, self._replaced, self._ready, self._skipped = number, set(), set(), set()
-        self.record({"record": "round", "round": number, "load_average": machine.load_average(), "cases": self._cases})
+        state = {
+            "load_average": machine.load_average(),
+            "parallel_speedup": machine.parallel_speedup(self.config["threads"]),
+        }
+        self.record({"record": "round", "round": number} | state | {"cases": self._cases})
         targets = list(dict.fromkeys(name.partition(":")[0] for name in wanted))
         first = not self.is_open
         if first:

@@ -282,6 +282,12 @@ def _warnings(run: Any, cases: Sequence[CaseResult], failures: Sequence[dict[str
     if short := sum(row.rounds < _planned_rounds(run, row.case) for row in rows):
         found.append(f"{words.count(short, 'row')} with fewer rounds than planned.")
     rounds = [row.rounds for row in rows]
+    speedups = [s for s in (record.get("parallel_speedup") for record in run.rounds) if isinstance(s, (int, float))]
+    if speedups and max(speedups) > 1.2 * min(speedups):
+        found.append(
+            f"In some rounds the CPUs together were worth {min(speedups):.1f} of one, in others {max(speedups):.1f}: "
+            "at times they share a core, as those of a virtual machine may. That widens the intervals."
+        )
     if rounds and max(rounds) < statistics.ROUNDS_FOR_A_VERDICT:
         found.append(
             f"Only {words.count(max(rounds), 'round')} measured: a verdict needs at least "
