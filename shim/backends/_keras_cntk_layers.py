@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 
 import numpy as np
@@ -58,22 +59,23 @@ def values(array):
 
 
 class _Layers:
-    """The layers of an op for the shapes of its arguments."""
+    """The layers of an op for the shapes of its arguments; ``first`` if the first one has a gradient too."""
 
-    def __init__(self, entry, build, args):
+    def __init__(self, entry, build, args, first):
         nodes, self._inputs, self._weights = [], [], []
         for argument, a in zip(entry.arguments, args, strict=True):
             if argument.is_float:
                 check_dtype(a.dtype)
             if argument.name in graph.FED:
-                nodes.append(symbol(a.shape, a.dtype.name, argument.is_float))
+                nodes.append(symbol(a.shape, a.dtype.name, argument.is_float and (first or bool(nodes))))
                 self._inputs.append(nodes[-1])
             else:
                 nodes.append(Weight(a.shape))
                 self._weights.append(nodes[-1])
         self._y = build(*nodes)
         self._function = K.function([*self._inputs, K.learning_phase()], [self._y])
-        floats = [node for node, argument in zip(nodes, entry.arguments, strict=True) if argument.is_float]
+        wanted = [argument.is_float and (first or k > 0) for k, argument in enumerate(entry.arguments)]
+        floats = itertools.compress(nodes, wanted)
         self._floats = [getattr(node, "variable", node) for node in floats]
         used = {node.uid for node in self._y.inputs}
         self._reached = {node for node in self._floats if node.uid in used}
@@ -95,8 +97,8 @@ class _Layers:
 class Program:
     """An op with its options; ``phase`` is Keras' learning phase."""
 
-    def __init__(self, op, build, phase):
-        self._entry, self._build, self._phase = contract.op(op), build, phase
+    def __init__(self, op, build, phase, first=True):
+        self._entry, self._build, self._phase, self._first = contract.op(op), build, phase, first
         self._is_input = [argument.name in graph.FED for argument in self._entry.arguments]
         self._built, self._args, self._inputs, self._layers = {}, (), (), None
 
@@ -106,7 +108,7 @@ class Program:
             return
         key = tuple(a.shape for a in args)
         if key not in self._built:
-            self._built[key] = _Layers(self._entry, self._build, args)
+            self._built[key] = _Layers(self._entry, self._build, args, self._first)
         dims = self._entry.dims(key)
         for argument, a in zip(self._entry.arguments, args, strict=True):
             if argument.below is not None:

@@ -207,6 +207,9 @@ class Trainer:
         (logits,) = self._prediction([self._input(x), 0])
         return logits[:, 0] if logits.shape[1] == 1 else logits
 
+    def updater(self, gradients):
+        raise Unsupported("Keras' optimizers run inside its training function and are not timed alone")
+
     def params(self):
         held = {name: K.get_value(variable) for name, variable in self._held.items()}
         return {name: held[name] if name in held else self._others[name].copy() for name in self._weights}

@@ -182,9 +182,9 @@ def sigmoid_cross_entropy(logits, labels):
 # ---------------------------------------------------------------------------------------------------- the programs
 
 
-def _build(op, options):
+def _build(op, options, first=True):
     phase = 1 if options.get("rate") else 0
-    return programs.Program(op, functools.partial(getattr(_module, op).bare, **options), phase)
+    return programs.Program(op, functools.partial(getattr(_module, op).bare, **options), phase, first)
 
 
 @functools.lru_cache(64)
@@ -198,9 +198,9 @@ def forward(op, options, mode):
 
 
 @program
-def forward_backward(op, options, mode):
+def forward_backward(op, options, mode, first=True):
     """``Function.backward`` of CNTK; the gradient of a table is dense."""
-    return _build(op, options).forward_backward
+    return _build(op, options, first).forward_backward
 
 
 def trainer(model, params, optimizer, mode, seed=0):
