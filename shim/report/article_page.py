@@ -25,11 +25,7 @@ _PLOT_MODELS = 4  # in one plot
 
 def write(article: Article, path: Path, baseline: str | None = None) -> Path:
     """Write a run as a page and return its path. Raises ``ValueError`` for an unknown baseline."""
-    path = Path(path)
-    text = render(summaries.summary(article, baseline))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8", errors="replace")
-    return path
+    return page.save(render(summaries.summary(article, baseline)), path)
 
 
 def render(found: Summary) -> str:
@@ -37,36 +33,33 @@ def render(found: Summary) -> str:
     styles = _styles(found)
     runs = [run for runs in found.article.runs.values() for run in runs]
     plan = found.article.plan
-    return (
-        page.templates()
-        .get_template("article.html")
-        .render(
-            found=found,
-            plan=plan,
-            words=words,
-            styles=styles,
-            summaries=summaries,
-            median=median,
-            notes=article_2017.NOTES,
-            style_sheet=Markup((page.TEMPLATES / "page.css").read_text(encoding="utf-8")),
-            sentences=list(_sentences(found)),
-            ratio_figures=list(_ratio_figures(found, styles)),
-            thousand_figures=list(_thousand_figures(found, styles)),
-            models=[
-                {
-                    "id": f"model-{number}",
-                    "name": model,
-                    "results": results,
-                    "figures": list(_model_figures(f"m{number}", model, results, found, styles)),
-                }
-                for number, (model, results) in enumerate(found.results.items())
-                if results
-            ],
-            started=words.moment(runs[0].header.get("started")) if runs else "never",
-            environment=list(page.flatten(runs[0].header.get("environment", {}))) if runs else [],
-            contestants=page.descriptions([worker for run in runs for worker in run.workers]),
-            command=shlex.join(["shim", "article", "--resume", str(found.article.folder)]),
-        )
+    header = runs[0].header if runs else {}
+    return page.fill(
+        "article.html",
+        found=found,
+        plan=plan,
+        styles=styles,
+        summaries=summaries,
+        median=median,
+        notes=article_2017.NOTES,
+        sentences=list(_sentences(found)),
+        ratio_figures=list(_ratio_figures(found, styles)),
+        thousand_figures=list(_thousand_figures(found, styles)),
+        models=[
+            {
+                "id": f"model-{number}",
+                "name": model,
+                "results": results,
+                "figures": list(_model_figures(f"m{number}", model, results, found, styles)),
+            }
+            for number, (model, results) in enumerate(found.results.items())
+            if results
+        ],
+        header=header,
+        started=words.moment(header.get("started")) if runs else "never",
+        environment=list(page.flatten(header.get("environment", {}))),
+        contestants=page.descriptions([worker for run in runs for worker in run.workers]),
+        command=shlex.join(["shim", "article", "--resume", str(found.article.folder)]),
     )
 
 

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from shim.explain.attribution import Explanation, Term
+from shim.measure.runfile import plain
 from shim.report import colours, page, words
+from shim.report.table import empty_table
 from shim.statistics import Estimate
 
 #: Parts with less of the gap than this, or beyond so many, are not told in words.
@@ -112,12 +112,9 @@ def print_explanation(e: Explanation, console: Console) -> None:
         console.print(Text(sentence, style="bold" if k == 0 else ""))
     console.print()
     unit = _unit(e)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False, show_edge=False)
-    table.add_column(f"part, {unit.name}", header_style="dim", overflow="fold")
-    for heading in (words.line(e.first, 24), words.line(e.second, 24), "difference", "interval", "share"):
-        table.add_column(
-            heading, header_style="dim", justify="left" if heading == "interval" else "right", no_wrap=True
-        )
+    contestants = (f">{words.line(name, 24)}" for name in (e.first, e.second))
+    table = empty_table(True, f"part, {unit.name}", *contestants, ">difference", "interval", ">share")
+    table.columns[4].no_wrap = True
     for kind, _, cells in _rows(e, unit):
         if kind in ("residual", "whole"):
             table.add_section()
@@ -130,28 +127,30 @@ def print_explanation(e: Explanation, console: Console) -> None:
 def as_json(e: Explanation) -> dict[str, Any]:
     """Return an attribution as numbers that JSON can hold; times in seconds, NaN as None."""
 
-    def plain(estimate: Estimate) -> dict[str, float | None]:
-        found = {"median": estimate.value, "low": estimate.low, "high": estimate.high}
-        return {name: value if math.isfinite(value) else None for name, value in found.items()}
+    def numbers(estimate: Estimate) -> dict[str, float]:
+        return {"median": estimate.value, "low": estimate.low, "high": estimate.high}
 
-    return {
-        "schema": 1,
-        "model": e.model,
-        "first": e.first,
-        "second": e.second,
-        "sentences": list(sentences(e)),
-        "step": [plain(step) for step in e.step],
-        "ratio": plain(e.ratio) | {"verdict": e.ratio.verdict},
-        "gap": plain(e.gap),
-        "residual_share": e.residual_share,
-        "terms": [
-            {"name": t.name, "kind": t.kind, "count": t.count}
-            | {"first": plain(t.first), "second": plain(t.second), "gap": plain(t.gap)}
-            for t in e.terms
-        ],
-        "missing": list(e.missing),
-        "rounds": e.rounds,
-    }
+    result: dict[str, Any] = plain(
+        {
+            "schema": 1,
+            "model": e.model,
+            "first": e.first,
+            "second": e.second,
+            "sentences": list(sentences(e)),
+            "step": [numbers(step) for step in e.step],
+            "ratio": numbers(e.ratio) | {"verdict": e.ratio.verdict},
+            "gap": numbers(e.gap),
+            "residual_share": e.residual_share,
+            "terms": [
+                {"name": t.name, "kind": t.kind, "count": t.count}
+                | {"first": numbers(t.first), "second": numbers(t.second), "gap": numbers(t.gap)}
+                for t in e.terms
+            ],
+            "missing": e.missing,
+            "rounds": e.rounds,
+        }
+    )
+    return result
 
 
 def render(run: Any, e: Explanation) -> str:
@@ -169,7 +168,8 @@ def render(run: Any, e: Explanation) -> str:
             | {"kind": kind, "bar": None if kind == "whole" else _bar(term.gap, scale, colour)}
         )
     title = f"{words.line(e.model, 60)}: {words.line(e.first, 40)} and {words.line(e.second, 40)}"
-    return page.simple("explanation.html", run, title=title, e=e, sentences=list(sentences(e)), rows=rows, unit=unit)
+    told = list(sentences(e))
+    return page.fill("explanation.html", **page.of_run(run), title=title, e=e, sentences=told, rows=rows, unit=unit)
 
 
 def _bar(gap: Estimate, scale: float, colour: str) -> dict[str, Any]:
@@ -180,6 +180,4 @@ def _bar(gap: Estimate, scale: float, colour: str) -> dict[str, Any]:
 
 def write(run: Any, e: Explanation, path: Path) -> Path:
     """Write an attribution as a page and return its path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render(run, e), encoding="utf-8", errors="replace")
-    return path
+    return page.save(render(run, e), path)

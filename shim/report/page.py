@@ -27,8 +27,12 @@ EMBEDDED_SAMPLES = 20_000  # more stay in the run file
 
 def write(run: Any, path: Path, baseline: str | None = None) -> Path:
     """Write a run as a page and return its path. Raises ``ValueError`` for an unknown baseline."""
+    return save(render(run, baseline), path)
+
+
+def save(text: str, path: Path) -> Path:
+    """Write the text of a page, and the folders above it, and return its path."""
     path = Path(path)
-    text = render(run, baseline)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8", errors="replace")
     return path
@@ -39,54 +43,43 @@ def render(run: Any, baseline: str | None = None) -> str:
     summary = summarise(run, baseline)
     styles = colours.styles(summary.contestants)
     script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
-    return (
-        templates()
-        .get_template("page.html")
-        .render(
-            summary=summary,
-            words=words,
-            styles=styles,
-            style_sheet=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),
-            script=Markup(script),
-            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-            title=_title(summary),
-            header=run.header,
-            started=words.moment(run.header.get("started")),
-            config=run.header.get("config", {}),
-            sentences=list(_overview(summary)),
-            scores=_scores(summary),
-            groups=[
-                _group(k, heading, cases, summary, styles) for k, (heading, cases) in enumerate(summary.groups.items())
-            ],
-            models=[_model(k, name, found, styles) for k, (name, found) in enumerate(_by_model(summary).items())],
-            environment=list(flatten(run.header.get("environment", {}))),
-            contestants=descriptions(run.workers),
-            command=shlex.join(words.line(part) for part in run.header.get("command", ())),
-            run_file=words.line(Path(run.path).name) if getattr(run, "path", None) else "",
-            samples=_samples(summary),
-            sample_count=sum(len(block["seconds"]) for block in run.blocks),
-        )
+    script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return fill(
+        "page.html",
+        **of_run(run),
+        summary=summary,
+        styles=styles,
+        script=Markup(script),
+        script_source=f"'sha256-{script_hash}'",
+        title=_title(summary),
+        config=run.header.get("config", {}),
+        sentences=list(_overview(summary)),
+        scores=_scores(summary),
+        groups=[
+            _group(k, heading, cases, summary, styles) for k, (heading, cases) in enumerate(summary.groups.items())
+        ],
+        models=[_model(k, name, found, styles) for k, (name, found) in enumerate(_by_model(summary).items())],
+        samples=_samples(summary),
+        sample_count=sum(len(block["seconds"]) for block in run.blocks),
     )
 
 
-def simple(template: str, run: Any, title: str, **values: Any) -> str:
-    """Return a page without scripts about a run, made from a template that extends ``base.html``."""
-    return (
-        templates()
-        .get_template(template)
-        .render(
-            words=words,
-            title=title,
-            style_sheet=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),
-            header=run.header,
-            started=words.moment(run.header.get("started")),
-            environment=list(flatten(run.header.get("environment", {}))),
-            contestants=descriptions(run.workers),
-            command=shlex.join(words.line(part) for part in run.header.get("command", ())),
-            run_file=words.line(Path(run.path).name) if getattr(run, "path", None) else "",
-            **values,
-        )
-    )
+def of_run(run: Any) -> dict[str, Any]:
+    """Return what every page says of its run: when, where, by which versions, and how to do it again."""
+    return {
+        "header": run.header,
+        "started": words.moment(run.header.get("started")),
+        "environment": list(flatten(run.header.get("environment", {}))),
+        "contestants": descriptions(run.workers),
+        "command": shlex.join(words.line(part) for part in run.header.get("command", ())),
+        "run_file": words.line(Path(run.path).name) if getattr(run, "path", None) else "",
+    }
+
+
+def fill(template: str, **values: Any) -> str:
+    """Return the text of a page made from a template that extends ``base.html``."""
+    style_sheet = Markup((TEMPLATES / "page.css").read_text(encoding="utf-8"))
+    return templates().get_template(template).render(words=words, style_sheet=style_sheet, **values)
 
 
 @cache

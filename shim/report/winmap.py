@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from shim.explain.winmap import RATE, Cell, WinMap
+from shim.measure.runfile import plain
 from shim.report import colours, page, words
+from shim.report.table import empty_table
 
 
 def sentences(found: WinMap) -> Iterator[str]:
@@ -69,10 +69,8 @@ def print_map(found: WinMap, console: Console) -> None:
     (first, _), (row_axis, _), (column_axis, columns) = found.grid.axes
     console.print(Text(f"{found.grid.op}, {words.DIRECTIONS[found.direction]}", style="bold"))
     for panel, rows in _panels(found):
-        table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False, show_edge=False)
-        table.add_column(f"{first} {panel:,}", style="bold")
-        for column in columns:
-            table.add_column(f"{column_axis} {column:,}", header_style="dim", overflow="fold")
+        table = empty_table(True, f"{first} {panel:,}", *(f"{column_axis} {column:,}" for column in columns))
+        table.columns[0].style, table.columns[0].header_style = "bold", ""
         for row, cells in rows:
             table.add_row(
                 f"{row_axis} {row:,}",
@@ -103,31 +101,31 @@ def print_map(found: WinMap, console: Console) -> None:
 def as_json(found: WinMap) -> dict[str, Any]:
     """Return a map as numbers and names that JSON can hold; times in seconds."""
 
-    def number(value: float) -> float | None:
-        return value if math.isfinite(value) else None
-
-    return {
-        "schema": 1,
-        "op": found.grid.op,
-        "direction": found.direction,
-        "axes": {axis: list(values) for axis, values in found.grid.axes},
-        "contestants": list(found.contestants),
-        "cells": [
-            {
-                "point": dict(zip((axis for axis, _ in found.grid.axes), cell.point, strict=True)),
-                "case": cell.case,
-                "kind": cell.kind,
-                "leaders": list(cell.leaders),
-                "ratio": number(cell.ratio),
-                "p": number(cell.p),
-                "seconds": dict(cell.seconds),
-                "rounds": cell.rounds,
-            }
-            for cell in found.cells.values()
-        ],
-        "crossovers": [vars(c) for c in found.crossovers],
-        "failures": list(found.failures),
-    }
+    result: dict[str, Any] = plain(
+        {
+            "schema": 1,
+            "op": found.grid.op,
+            "direction": found.direction,
+            "axes": {axis: list(values) for axis, values in found.grid.axes},
+            "contestants": list(found.contestants),
+            "cells": [
+                {
+                    "point": dict(zip((axis for axis, _ in found.grid.axes), cell.point, strict=True)),
+                    "case": cell.case,
+                    "kind": cell.kind,
+                    "leaders": cell.leaders,
+                    "ratio": cell.ratio,
+                    "p": cell.p,
+                    "seconds": dict(cell.seconds),
+                    "rounds": cell.rounds,
+                }
+                for cell in found.cells.values()
+            ],
+            "crossovers": [vars(c) for c in found.crossovers],
+            "failures": list(found.failures),
+        }
+    )
+    return result
 
 
 def render(run: Any, found: WinMap) -> str:
@@ -141,9 +139,9 @@ def render(run: Any, found: WinMap) -> str:
         }
         for panel, rows in _panels(found)
     ]
-    return page.simple(
+    return page.fill(
         "winmap.html",
-        run,
+        **page.of_run(run),
         title=f"Who wins where: {found.grid.op}, {words.DIRECTIONS[found.direction]}",
         found=found,
         styles=styles,
@@ -166,6 +164,4 @@ def _cell(cell: Cell | None, styles: dict[str, colours.Style]) -> dict[str, Any]
 
 def write(run: Any, found: WinMap, path: Path) -> Path:
     """Write a map as a page and return its path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render(run, found), encoding="utf-8", errors="replace")
-    return path
+    return page.save(render(run, found), path)
