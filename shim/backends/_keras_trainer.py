@@ -16,6 +16,8 @@ from shim.protocol import Unsupported, bare_ops
 if engine == "tensorflow":
     import tensorflow as tf
 
+    from shim.backends import _tensorflow_optimizers
+
 _LOSSES = {
     "softmax_cross_entropy": keras.losses.SparseCategoricalCrossentropy,
     "sigmoid_cross_entropy": keras.losses.BinaryCrossentropy,
@@ -36,10 +38,22 @@ class _DenseGradients:
         return super().apply([tf.convert_to_tensor(g) for g in grads], trainable_variables)
 
 
+class _SummedRows:
+    """Of an id that repeats in a batch Keras moves the row once for each part, and loses digits."""
+
+    def apply(self, grads, trainable_variables=None):
+        return super().apply([_summed(g) if isinstance(g, tf.IndexedSlices) else g for g in grads], trainable_variables)
+
+
+def _summed(gradient):
+    ids, rows = _tensorflow_optimizers.summed(gradient.indices, gradient.values)
+    return tf.IndexedSlices(rows, ids, gradient.dense_shape)
+
+
 def _optimizer(optimizer, with_rows):
     """Return Keras' optimizer with the same constants, in float64 for what Keras would cast from float32.
 
-    ``with_rows`` leaves the gradients of tables as TensorFlow makes them, which other engines cannot.
+    ``with_rows`` leaves the gradients of tables as rows, which other engines than TensorFlow cannot.
     """
     if with_rows and engine != "tensorflow":
         raise Unsupported(f"Keras on {engine} has dense gradients of tables only, not table_gradient='rows'")
@@ -49,8 +63,8 @@ def _optimizer(optimizer, with_rows):
         rate, decay = exact(rate), exact(optimizer.decay)
         rate = keras.optimizers.schedules.InverseTimeDecay(rate, decay_steps=1, decay_rate=decay)
     make, constants = _OPTIMIZERS[optimizer.name]
-    if engine == "tensorflow" and not with_rows:
-        make = type(make.__name__, (_DenseGradients, make), {})
+    if engine == "tensorflow":
+        make = type(make.__name__, (_SummedRows if with_rows else _DenseGradients, make), {})
     number = exact if optimizer.name == "adam" else float  # Adadelta multiplies by it before it is cast
     return make(rate, **{name: number(getattr(optimizer, name)) for name in constants})
 

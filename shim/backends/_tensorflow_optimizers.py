@@ -30,3 +30,9 @@ def update(optimizer, weight, slots, gradient, count):
         beta1, beta2 = optimizer.beta_1, optimizer.beta_2
         powers = {"beta1_power": beta1 ** (step + 1), "beta2_power": beta2 ** (step + 1)}
         tf.raw_ops.ResourceApplyAdam(**common, m=slots[0], v=slots[1], beta1=beta1, beta2=beta2, **powers)
+
+
+def summed(ids, rows):
+    """Return ids, each once, and their rows, those of one id summed: many small steps of one row would lose digits."""
+    unique, places = tf.unique(tf.reshape(ids, (-1,)))
+    return unique, tf.math.unsorted_segment_sum(tf.reshape(rows, (-1, rows.shape[-1])), places, tf.size(unique))

@@ -81,10 +81,7 @@ class Trainer:
         loss, gradients = self._between(x, labels, [rows for _, _, rows in found])
         for (name, ids, _), gradient in zip(found, gradients, strict=True):
             lr = tf.cast(optimizers.rate(self._optimizer, tf.cast(count, gradient.dtype)), gradient.dtype)
-            # Summed first, as Keras' optimizers do: many small steps of one row would lose digits.
-            unique, places = tf.unique(tf.reshape(ids, (-1,)))
-            rows = tf.reshape(gradient, (-1, gradient.shape[-1]))
-            rows = tf.math.unsorted_segment_sum(rows, places, tf.size(unique))
+            unique, rows = _tensorflow_optimizers.summed(ids, gradient)
             tf.raw_ops.ResourceScatterSub(resource=self._params[name].handle, indices=unique, updates=lr * rows)
         return loss
 

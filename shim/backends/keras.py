@@ -83,6 +83,7 @@ def conv2d(x, w, b, *, stride=1, padding="valid", activation=None):
     return call(layers.Conv2D(w.shape[3], size, stride, padding, activation=activation, dtype=dtype(w)), x, w, b)
 
 
+@keras.saving.register_keras_serializable("shim")  # Bidirectional copies its layer by way of its configuration
 def _hard_sigmoid(x):
     """That of Keras 2; the one of Keras 3 has another slope."""
     return ops.clip(0.2 * x + 0.5, 0, 1)
