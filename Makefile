@@ -1,11 +1,12 @@
 # Everything is made inside this folder: the tool in .venv, an environment for each backend in .shim/env.
 #   make bench ARGS="--modes all"    hands options to `shim bench`
-#   make test TARGETS="numpy torch"  leaves the other backends out
-#   make test KERAS="keras-jax"      takes backends on Keras in, for a minute or two each
+#   make test TARGETS="numpy torch"  leaves the other backends out, Keras too
 #   make PYTHON=python3.12 bench     takes another Python, 3.11 or newer
 
 PYTHON ?= python3
-KERAS ?=
+ifndef TARGETS
+KERAS ?= keras-tensorflow keras-jax keras-torch keras-numpy keras-openvino keras-cntk
+endif
 TARGETS ?= numpy tensorflow jax torch cntk
 ARGS ?=
 

@@ -167,6 +167,18 @@ baseline_option = click.option(
     "--baseline", metavar="NAME", help="What ratios compare with; default: torch, else tensorflow."
 )
 
+threads_option = click.option("--threads", type=click.IntRange(1), help="Threads for each backend; default: all cores.")
+seed_option = click.option("--seed", default=0, show_default=True, help="Seed of the order of blocks.")
+block_option = click.option("--block-seconds", type=click.FloatRange(0, min_open=True), help="Length of a block.")
+output_option = click.option(
+    "--output", "-o", type=click.Path(path_type=Path), help="The run file; default: .shim/runs/."
+)
+
+
+def run_option(text: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return the option that names a run file to show instead of measuring one."""
+    return click.option("--run", "run_file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help=text)
+
 
 @command
 @json_option
@@ -270,12 +282,12 @@ def _print_check(target: str, result: dict[str, Any]) -> None:
 @click.option("--quick", is_flag=True, help="Few samples, to see that everything works; too few for a claim.")
 @click.option("--rounds", type=click.IntRange(1), help="Fresh processes for each backend, at most.")
 @click.option("--sweeps", type=click.IntRange(1), help="Blocks of each case in each round.")
-@click.option("--block-seconds", type=click.FloatRange(0, min_open=True), help="Length of a block.")
-@click.option("--threads", type=click.IntRange(1), help="Threads for each backend; default: all cores.")
-@click.option("--seed", default=0, show_default=True, help="Seed of the order of blocks.")
+@block_option
+@threads_option
+@seed_option
 @click.option("--dtype", default="float32", show_default=True)
 @baseline_option
-@click.option("--output", "-o", type=click.Path(path_type=Path), help="The run file; default: .shim/runs/.")
+@output_option
 @click.option("--resume", type=click.Path(exists=True, path_type=Path), help="Go on with an interrupted run.")
 @json_option
 def bench(
@@ -340,7 +352,11 @@ def _show(run: Any, path: Path, baseline: str | None, page_path: Path, as_json: 
         _print_json(table.as_json(run, baseline))
     else:
         table.print_run(run, _console(), baseline)
-        click.echo(f"run file  {path}\nreport    {page_path}")
+        _tell(path, page_path)
+
+
+def _tell(path: Path, page_path: Path) -> None:
+    click.echo(f"run file  {path}\nreport    {page_path}")
 
 
 @command
@@ -362,15 +378,10 @@ def report(run: Path, baseline: str | None, output: Path | None, as_json: bool) 
 @click.option("--batch", type=click.IntRange(1), help="Batch size; default: that of the article.")
 @click.option("--rounds", type=click.IntRange(1), help="Fresh processes for each backend.")
 @click.option("--sweeps", type=click.IntRange(1), help="Blocks of each part in each round.")
-@click.option("--block-seconds", type=click.FloatRange(0, min_open=True), help="Length of a block.")
-@click.option("--threads", type=click.IntRange(1), help="Threads for each backend; default: all cores.")
-@click.option("--output", "-o", type=click.Path(path_type=Path), help="The run file; default: .shim/runs/.")
-@click.option(
-    "--run",
-    "run_file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Explain a run that was measured before.",
-)
+@block_option
+@threads_option
+@output_option
+@run_option("Explain a run that was measured before.")
 @json_option
 def explain(
     model: str | None,
@@ -425,7 +436,7 @@ def explain(
         _print_json(explanation.as_json(found))
     else:
         explanation.print_explanation(found, _console())
-        click.echo(f"run file  {path}\nreport    {page_path}")
+        _tell(path, page_path)
 
 
 @main.command("map", epilog=EPILOGUES["map"])
@@ -441,15 +452,10 @@ def explain(
     show_default=True,
     help="Seconds; the first three rounds of the whole map are made in any case.",
 )
-@click.option("--threads", type=click.IntRange(1), help="Threads for each backend; default: all cores.")
-@click.option("--seed", default=0, show_default=True, help="Seed of the order of blocks.")
-@click.option("--output", "-o", type=click.Path(path_type=Path), help="The run file; default: .shim/runs/.")
-@click.option(
-    "--run",
-    "run_file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Show a map that was measured before.",
-)
+@threads_option
+@seed_option
+@output_option
+@run_option("Show a map that was measured before.")
 @json_option
 def win_map(
     op: str | None,
@@ -496,7 +502,7 @@ def win_map(
         _print_json(winmap.as_json(found))
     else:
         winmap.print_map(found, _console())
-        click.echo(f"run file  {path}\nreport    {page_path}")
+        _tell(path, page_path)
 
 
 @command
@@ -570,7 +576,7 @@ def data(names: tuple[str, ...], fetch: bool, as_json: bool) -> None:
 @click.option("--seed", default=0, show_default=True, help="Seed of weights, batches and dropout.")
 @click.option("--mode", help="A mode of the backend instead of its default.")
 @click.option("--limit", type=click.IntRange(1), help="Train on the first samples only.")
-@click.option("--output", "-o", type=click.Path(path_type=Path), help="The run file; default: .shim/runs/.")
+@output_option
 @click.option("--resume", type=click.Path(exists=True, path_type=Path), help="Go on with an interrupted training.")
 @json_option
 def train(
@@ -622,7 +628,7 @@ def train(
 @click.option("--repeats", default=3, show_default=True, type=click.IntRange(1), help="Independent trainings of each.")
 @click.option("--epochs", type=click.IntRange(1), help="Default: as many as the article, for each model.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the first repeat, the next one has the next.")
-@click.option("--threads", type=click.IntRange(1), help="Threads for each backend; default: all cores.")
+@threads_option
 @click.option("--baseline", metavar="NAME", help="What ratios compare with; default: tensorflow, as in the article.")
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="The folder of the run; default: in .shim/runs/.")
 @click.option("--resume", type=click.Path(exists=True, path_type=Path), help="Go on with an interrupted run's folder.")

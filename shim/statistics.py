@@ -86,11 +86,17 @@ def ratio(a: Samples, b: Samples) -> Ratio:
     The verdict on ``a`` is ``tie`` if the whole interval lies within the margin of 3 %, else ``faster`` or ``slower``
     if it leaves out 1, else ``unknown``; with fewer than three rounds always ``unknown``.
     """
+    ratios = paired_ratios(a, b)
+    value, low, high = _median(ratios)
+    return Ratio(value, low, high, _verdict(low, high, round_count(ratios)))
+
+
+def paired_ratios(a: Samples, b: Samples) -> np.ndarray:
+    """Return the ratios of neighbours as (rounds, sweeps), NaN where one of the two is missing."""
     first, second = as_matrix(a), as_matrix(b)
     rounds, sweeps = (min(lengths) for lengths in zip(first.shape, second.shape, strict=True))
-    ratios = first[:rounds, :sweeps] / second[:rounds, :sweeps]
-    value, low, high = _median(ratios)
-    return Ratio(value, low, high, _verdict(low, high, _round_count(ratios)))
+    ratios: np.ndarray = first[:rounds, :sweeps] / second[:rounds, :sweeps]
+    return ratios
 
 
 def rows(run: Any, baseline: str | None = None) -> list[Row]:
@@ -164,7 +170,7 @@ def _row(
         cpu_per_wall=_share(sum(b["cpu_seconds"] for b in blocks), sum(b["wall_seconds"] for b in blocks)),
         first_call_seconds=_middle([b["first_call_seconds"] for b in undisturbed(builds)]),
         build_seconds=_middle([b["build_seconds"] for b in undisturbed(builds)]),
-        rounds=_round_count(as_matrix(own)),
+        rounds=round_count(as_matrix(own)),
         samples=own,
     )
 
@@ -198,7 +204,8 @@ def as_matrix(samples: Samples) -> np.ndarray:
     return matrix
 
 
-def _round_count(matrix: np.ndarray) -> int:
+def round_count(matrix: np.ndarray) -> int:
+    """Return how many rounds of a matrix have a sample."""
     return int((~np.isnan(matrix)).any(axis=1).sum())
 
 

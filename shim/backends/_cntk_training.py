@@ -12,7 +12,7 @@ from shim.backends import _cntk_graph as graph
 from shim.backends._cntk_graph import C
 from shim.backends._handwritten import Rows
 from shim.backends._state import pack, refill
-from shim.backends._updates import update
+from shim.backends._updates import tables_by_rows, update
 from shim.models import optimizers
 from shim.protocol import bare_ops
 
@@ -116,8 +116,7 @@ class Trainer:
         self._dtype = next(iter(self._weights.values())).dtype
         self._parameters = {name: graph.shared(w) for name, w in self._weights.items()}
         self._trained = models.trained(model, self._weights)
-        by_rows = models.with_rows(model, optimizer) or optimizer.name == "adam"
-        names = models.tables_by_rows(model, params, optimizer) if by_rows else ()
+        names = tables_by_rows(model, params, optimizer)
         self._tables = {name: self._weights[name] for name in names}
         self._gradients = {name: np.zeros_like(self._weights[name]) for name in self._trained if name not in names}
         self._slots = {self._parameters[name]: graph.lent(g) for name, g in self._gradients.items()}

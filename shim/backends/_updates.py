@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from shim import models
 from shim.backends._handwritten import Rows
 from shim.models import optimizers
 
 BLOCK = 2**15  # elements of a piece; with its gradient, state and scratch it fits the second-level cache of a core
+
+
+def tables_by_rows(model, params, optimizer):
+    """Return the names of the tables whose gradients are :class:`Rows`, if :func:`update` takes such."""
+    taken = models.with_rows(model, optimizer) or optimizer.name == "adam"
+    return models.tables_by_rows(model, params, optimizer) if taken else []
 
 
 def update(optimizer, xp, step, p, g, states):

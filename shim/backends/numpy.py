@@ -18,7 +18,7 @@ from shim.backends import _handwritten
 from shim.backends._handwritten import Workspace
 from shim.backends._state import pack, refill
 from shim.backends._tape import Tape, Variable
-from shim.backends._updates import update
+from shim.backends._updates import tables_by_rows, update
 from shim.models import optimizers
 from shim.protocol import bare_ops, check_choice, op, program
 
@@ -186,8 +186,7 @@ class _Trainer:
         def draw(x, *, rate=0.0):
             return _call("dropout", x, rate=rate, generator=self._generator) if rate else x
 
-        by_rows = models.with_rows(model, optimizer) or optimizer.name == "adam"
-        lookups = _row_lookups() if by_rows and models.tables_by_rows(model, params, optimizer) else {}
+        lookups = _row_lookups() if tables_by_rows(model, params, optimizer) else {}
         dropout = draw if model.dropout else _identity
         self._training_ops = _ops({"training": True, "moments": self._moments}, dropout=dropout, **lookups)
         self._evaluation_ops = _ops({"training": False}, dropout=_identity)

@@ -164,15 +164,13 @@ class _Judged:
         best, *others = order
         p_values = [p_value(samples[best], samples[other]) for other in others]
         verdicts = {other: statistics.ratio(samples[best], samples[other]).verdict for other in others}
-        rounds = min(_rounds(samples[name]) for name in order)
+        rounds = min(statistics.round_count(statistics.as_matrix(samples[name])) for name in order)
         return cls(point, case, seconds, verdicts, max(p_values), rounds)
 
 
 def p_value(a: statistics.Samples, b: statistics.Samples) -> float:
     """Return the two-sided p-value of "both take equally long"; 1 for fewer than three common rounds."""
-    first, second = statistics.as_matrix(a), statistics.as_matrix(b)
-    rounds, sweeps = (min(lengths) for lengths in zip(first.shape, second.shape, strict=True))
-    logs = np.log(first[:rounds, :sweeps]) - np.log(second[:rounds, :sweeps])
+    logs = np.log(statistics.paired_ratios(a, b))
     logs = logs[(~np.isnan(logs)).any(axis=1)]
     n = len(logs)
     if n < statistics.ROUNDS_FOR_A_VERDICT:
@@ -182,10 +180,6 @@ def p_value(a: statistics.Samples, b: statistics.Samples) -> float:
     if spread == 0:
         return 1.0 if medians.mean() == 0 else 0.0
     return float(2 * special.stdtr(n - 1, -abs(float(medians.mean())) / (spread / math.sqrt(n))))
-
-
-def _rounds(samples: statistics.Samples) -> int:
-    return int((~np.isnan(statistics.as_matrix(samples))).any(axis=1).sum())
 
 
 def _decide(judged: Mapping[tuple[int, ...], _Judged]) -> dict[tuple[int, ...], Cell]:
