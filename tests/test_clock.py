@@ -159,5 +159,7 @@ def test_a_case_is_called_bare_on_arrays_of_the_device(direction, arrays):
     assert backend.done == {"to_device": arrays, "bare": 1, "synchronize": 2}
     clock.block(prepared.call, prepared.synchronize, 5)
     assert backend.done == {"to_device": arrays, "bare": 6, "synchronize": 3}
+    prepared.renew()()
+    assert backend.done == {"to_device": 2 * arrays, "bare": 7, "synchronize": 4}, "the same program on fresh arrays"
     assert prepared.build_seconds >= 0
     assert prepared.first_call_seconds > 0

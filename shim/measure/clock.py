@@ -26,9 +26,14 @@ Synchronize = Callable[[Any], None]
 
 @dataclass(frozen=True)
 class Prepared:
-    """A case on a backend, ready for the clock. ``run`` is the built program, or the trainer of a model."""
+    """A case on a backend, ready for the clock. ``run`` is the built program, or the trainer of a model.
+
+    ``renew`` returns the same call on fresh copies of its arrays: where arrays lie in memory can cost as much as what
+    is done with them, and one place a process is too few samples of it.
+    """
 
     call: Call
+    renew: Callable[[], Call]
     synchronize: Synchronize
     build_seconds: float
     first_call_seconds: float
@@ -41,10 +46,11 @@ def prepare(backend: ModuleType, case: Case, mode: str, seed: int = 0) -> Prepar
     Nothing here says that the result is right: that is for :func:`shim.parity.verify`, before any further timing.
     """
     make = _trainer if case.is_model else _program
-    run, call, build_seconds = make(backend, case, mode, seed)
+    run, renew, build_seconds = make(backend, case, mode, seed)
+    call = renew()
     start = perf_counter()
     backend.synchronize(call())
-    return Prepared(call, backend.synchronize, build_seconds, perf_counter() - start, run)
+    return Prepared(call, renew, backend.synchronize, build_seconds, perf_counter() - start, run)
 
 
 def bind(program: Any, args: Sequence[Any], dy: Any = None) -> Call:
@@ -52,15 +58,19 @@ def bind(program: Any, args: Sequence[Any], dy: Any = None) -> Call:
     return functools.partial(program.bare, *args) if dy is None else functools.partial(program.bare, list(args), dy)
 
 
-def _program(backend: ModuleType, case: Case, mode: str, seed: int) -> tuple[Any, Call, float]:
+def _program(backend: ModuleType, case: Case, mode: str, seed: int) -> tuple[Any, Callable[[], Call], float]:
     backward = case.direction != "forward"
     args, dy = case.arrays(seed)
-    on_device = [backend.to_device(value) for value in args]
-    gradient = backend.to_device(dy) if backward else None
-    backend.synchronize((on_device, gradient) if backward else on_device)
+
+    def renew() -> Call:
+        on_device = [backend.to_device(value) for value in args]
+        gradient = backend.to_device(dy) if backward else None
+        backend.synchronize((on_device, gradient) if backward else on_device)
+        return bind(program, on_device, gradient)
+
     start = perf_counter()
     program = build_program(backend, case, mode)
-    return program, bind(program, on_device, gradient), perf_counter() - start
+    return program, renew, perf_counter() - start
 
 
 def build_program(backend: ModuleType, case: Case, mode: str) -> Any:
@@ -74,7 +84,7 @@ def build_program(backend: ModuleType, case: Case, mode: str) -> Any:
     return backend.forward_backward(case.op, options, mode, **first)
 
 
-def _trainer(backend: ModuleType, case: Case, mode: str, seed: int) -> tuple[Any, Call, float]:
+def _trainer(backend: ModuleType, case: Case, mode: str, seed: int) -> tuple[Any, Callable[[], Call], float]:
     from shim import cases, models
 
     model = models.load(case.op, **dict(case.options))
@@ -84,9 +94,10 @@ def _trainer(backend: ModuleType, case: Case, mode: str, seed: int) -> tuple[Any
     start = perf_counter()
     trainer = backend.trainer(model, params, model.optimizer, mode, seed)
     if case.direction == cases.OPTIMIZER_STEP:
-        return trainer, trainer.updater(models.gradients(model, params, seed)), perf_counter() - start
-    call = functools.partial(trainer.step, x, labels) if case.trains else functools.partial(trainer.predict, x)
-    return trainer, call, perf_counter() - start
+        call = trainer.updater(models.gradients(model, params, seed))
+    else:
+        call = functools.partial(trainer.step, x, labels) if case.trains else functools.partial(trainer.predict, x)
+    return trainer, lambda: call, perf_counter() - start
 
 
 def block(call: Call, synchronize: Synchronize, loops: int) -> tuple[float, float, float]:
