@@ -136,7 +136,7 @@ def test_a_fusion_belongs_to_all_that_it_fuses():
 def test_a_profiler_that_loses_a_step_is_told(tmp_path, monkeypatch):
     adapter = SimpleNamespace(PROFILER="made up", record=lambda *args: _events())
     monkeypatch.setitem(sys.modules, "shim.trace.made_up", adapter)
-    prepared = clock.Prepared(lambda: None, lambda outputs: None, 0.0, 0.0, None)
+    prepared = clock.Prepared(lambda: None, lambda: None, lambda outputs: None, 0.0, 0.0, None)
     arguments = "made_up", None, prepared, cases.parse(CASE), "eager", "numpy"
     with pytest.raises(tracing.ProfileIncomplete, match="made up recorded 2 of 3 steps; ask for fewer with --steps"):
         session.profile(*arguments, 3, tmp_path / "trace.json")
