@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import CodeType, ModuleType
+from typing import TYPE_CHECKING
 
 from shim.cntk._slots import UnexpectedContent
 
@@ -72,7 +73,8 @@ EDITS = {
 }
 
 
-Edits = Sequence[tuple[str, str]]  # old text, new text
+if TYPE_CHECKING:  # Python 3.8 has no subscripts at run time
+    Edits = Sequence[tuple[str, str]]  # old text, new text
 
 
 def edited(edits: Edits, text: str, path: str, product: str = "CNTK 2.7") -> str:
