@@ -20,7 +20,7 @@ space := $() $()
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help tool env bench test test-tool test-backends test-smoke test-asv lint types format asv clean \
+.PHONY: help tool env bench site test test-tool test-backends test-smoke test-asv lint types format asv clean \
   test-cntk test-cntk-sample test-cntk-upstream test-cntk-pythons
 
 help:  ## Show this list
@@ -29,6 +29,9 @@ help:  ## Show this list
 bench: $(TOOL)  ## Compare the backends on the layers of two models; print a table and the path of the report
 	@$(SHIM) env $(TARGETS) || echo 'Going on without the backends that could not be installed.'
 	$(SHIM) bench --set article --model mnist_mlp --model imdb_bidirectional_lstm $(ARGS)
+
+site: $(TOOL)  ## Write the newest runs as one site, joined with asv's pages where `make asv` has written them
+	$(SHIM) site $(ARGS)
 
 test: lint types test-tool test-backends $(if $(filter cntk,$(TARGETS)),test-cntk) test-smoke test-asv  ## Run lint, types, tests, a smoke comparison and asv
 
@@ -46,7 +49,7 @@ format: $(TOOL)  ## Format the code and mend what can be mended
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-asv: env  ## Measure this commit with asv and publish its site in .asv/html
+asv: env  ## Measure this commit with asv, publish its site in .asv/html, and the newest runs with it
 	test -e ~/.asv-machine.json || $(ASV) machine --yes
 	$(ASV) run --record-samples $(ARGS)
 	$(ASV) publish

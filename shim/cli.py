@@ -32,6 +32,9 @@ EPILOGUES = {
     "  shim article --backends tensorflow,cntk,torch --models mnist_mlp,mnist_cnn\n"
     "  shim article --repeats 5 --output runs/article --json\n"
     "  shim article --resume runs/article",
+    "site": "Examples:\n\n\b\n  shim site                       the newest runs in .shim/runs\n"
+    "  shim site RUN.jsonl MAP.jsonl ARTICLE-FOLDER --output public\n"
+    "  asv publish                     writes these pages too, in .asv/html/shim",
     "explain": "Examples:\n\n\b\n  shim explain imdb_bidirectional_lstm torch tensorflow\n"
     "  shim explain mnist_mlp torch:compile torch --rounds 6\n"
     "  shim explain imdb_fasttext-ngrams=1 jax torch --json\n"
@@ -369,6 +372,30 @@ def report(run: Path, baseline: str | None, output: Path | None, as_json: bool) 
     from shim.measure import runfile
 
     _show(runfile.read(run), run, baseline, output or run.with_suffix(".html"), as_json)
+
+
+@command
+@click.argument("runs", nargs=-1, metavar="[RUN]...", type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--output", "-o", type=click.Path(path_type=Path), help="The folder; default: .asv/html/shim, else .shim/site."
+)
+@json_option
+def site(runs: tuple[Path, ...], output: Path | None, as_json: bool) -> None:
+    """Write runs as one site that needs no network: ratios, win maps, explanations, the article, and asv's history.
+
+    Each RUN is a run file or the folder of a run of 'shim article'; by default the newest of each kind and name.
+    The folder is written anew. Where 'asv publish' has written its pages, the two are joined.
+    """
+    from shim import environments
+    from shim.report import history, shown
+
+    given = [shown.show(run) for run in runs]
+    found, problems = (given, []) if runs else shown.newest(environments.home() / "runs")
+    index = history.write(output, found, problems, Progress())
+    if as_json:
+        _print_json({"index": str(index), "pages": sorted(str(path) for path in index.parent.glob("*.html"))})
+    else:
+        click.echo(f"site      {index}")
 
 
 @command

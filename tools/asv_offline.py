@@ -34,7 +34,7 @@ OPENED_AS_FILE = """<script>
 if (location.protocol === "file:") $(function () {
   $("#error").on("show.bs.modal", function () {
     $("#error-message").html('Opened as files, these pages may not load their data: show them with <b>asv preview</b>. '
-      + 'Only <a href="backends.html">Backends</a> opens as it is.');
+      + 'Only <a href="backends.html">Backends</a> and <a href="shim/index.html">Report</a> open as they are.');
   });
 });
 </script>

@@ -20,13 +20,15 @@ from shim.explain.effects import Effect
 from shim.measure.ceilings import EMPTY
 
 ROUNDS = 8
+_Part = tuple[str, str, int, Effect, tuple[str, ...]]  # name, kind, count, time, ids of cases
 
 
 @dataclass(frozen=True)
 class Term:
     """A part of a training step: what it takes on each backend, in seconds, and the second less the first.
 
-    ``kind`` is ``forward``, ``backward``, ``optimizer``, ``call`` or ``residual``; ``count`` how often a step has it.
+    ``kind`` is ``forward``, ``backward``, ``optimizer``, ``call`` or ``residual``; ``count`` how often a step has it;
+    ``cases`` are the ids of those that its times come from.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Term:
     first: statistics.Estimate
     second: statistics.Estimate
     gap: statistics.Estimate
+    cases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ def explain(run: Any, first: str, second: str) -> Explanation:
         step=(steps[0].estimate(), steps[1].estimate()),
         ratio=statistics.ratio(samples[step.id, second], samples[step.id, first]),
         gap=(steps[1] - steps[0]).estimate(),
-        terms=tuple(_terms(parts, steps)),
+        terms=tuple(_terms(parts, steps, step)),
         missing=tuple(missing),
         rounds=len(rounds),
     )
@@ -152,10 +155,8 @@ def _reason(run: Any, case: cases.Case) -> str:
     return str(reasons[0]) if reasons else "it was not measured"
 
 
-def _parts(
-    model: models.Model, recorded: Sequence[cases.Case], times: Mapping[cases.Case, Effect]
-) -> Iterator[tuple[str, str, int, Effect]]:
-    """Yield name, kind, count and time of each part of a step on one backend, the cost of the call taken off."""
+def _parts(model: models.Model, recorded: Sequence[cases.Case], times: Mapping[cases.Case, Effect]) -> Iterator[_Part]:
+    """Yield the parts of a step on one backend, the cost of the call taken off."""
     empty = _empty(recorded[0].dtype)
     call, call_with_gradients = (times.get(empty[direction]) for direction in ("forward", "forward_backward"))
     if call is None or call_with_gradients is None:
@@ -166,13 +167,14 @@ def _parts(
         forward, both = times.get(_forward(case)), times.get(case)
         if forward is None or both is None:
             continue
-        yield names[case], "forward", count, (forward - call) * count
+        ids = (_forward(case).id, case.id)
+        yield names[case], "forward", count, (forward - call) * count, ids[:1]
         if case.direction != "forward":
-            yield names[case], "backward", count, (both - forward - call_with_gradients + call) * count
-    optimizer = next((time for case, time in times.items() if case.direction == cases.OPTIMIZER_STEP), None)
+            yield names[case], "backward", count, (both - forward - call_with_gradients + call) * count, ids
+    optimizer = next((case for case in times if case.direction == cases.OPTIMIZER_STEP), None)
     if optimizer is not None:
-        yield model.optimizer.name, "optimizer", 1, optimizer - call
-    yield "the call itself", "call", 1, call_with_gradients
+        yield model.optimizer.name, "optimizer", 1, times[optimizer] - call, (optimizer.id,)
+    yield "the call itself", "call", 1, call_with_gradients, (empty["forward_backward"].id,)
 
 
 def _names(ops: Sequence[cases.Case]) -> dict[cases.Case, str]:
@@ -181,12 +183,12 @@ def _names(ops: Sequence[cases.Case]) -> dict[cases.Case, str]:
     return {case: f"{case.op} {case.shape.replace('-', ' ')}" if several[case.op] > 1 else case.op for case in ops}
 
 
-def _terms(parts: Sequence[Sequence[tuple[str, str, int, Effect]]], steps: Sequence[Effect]) -> Iterator[Term]:
-    for (name, kind, count, first), (_, _, _, second) in zip(*parts, strict=True):
-        yield _term(name, kind, count, first, second)
-    rest = [step - effects.total(effect for *_, effect in part) for step, part in zip(steps, parts, strict=True)]
-    yield _term("residual", "residual", 1, *rest)
+def _terms(parts: Sequence[Sequence[_Part]], steps: Sequence[Effect], step: cases.Case) -> Iterator[Term]:
+    for (name, kind, count, first, ids), (_, _, _, second, _) in zip(*parts, strict=True):
+        yield _term(name, kind, count, first, second, ids)
+    first, second = (whole - effects.total(part[3] for part in found) for whole, found in zip(steps, parts, strict=True))
+    yield _term("residual", "residual", 1, first, second, (step.id,))
 
 
-def _term(name: str, kind: str, count: int, first: Effect, second: Effect) -> Term:
-    return Term(name, kind, count, first.estimate(), second.estimate(), (second - first).estimate())
+def _term(name: str, kind: str, count: int, first: Effect, second: Effect, ids: tuple[str, ...]) -> Term:
+    return Term(name, kind, count, first.estimate(), second.estimate(), (second - first).estimate(), ids)

@@ -28,12 +28,16 @@ def write(article: Article, path: Path, baseline: str | None = None) -> Path:
     return page.save(render(summaries.summary(article, baseline)), path)
 
 
-def render(found: Summary) -> str:
-    """Return a run as the text of an HTML page."""
+def title(found: Summary) -> str:
+    """Name a run by its models and contestants."""
+    names = words.line(words.listing(found.contestants), 120)
+    return f"{words.count(sum(map(bool, found.results.values())), 'model')} of 2017: {names}"
+
+
+def render(found: Summary, site: Any = None) -> str:
+    """Return a run as the text of an HTML page, which may be one of a ``site``: see :class:`shim.report.site.Place`."""
     styles = _styles(found)
-    runs = [run for runs in found.article.runs.values() for run in runs]
     plan = found.article.plan
-    header = runs[0].header if runs else {}
     return page.fill(
         "article.html",
         found=found,
@@ -42,7 +46,9 @@ def render(found: Summary) -> str:
         summaries=summaries,
         median=median,
         notes=article_2017.NOTES,
-        sentences=list(_sentences(found)),
+        sentences=list(sentences(found)),
+        site=site,
+        title=title(found),
         ratio_figures=list(_ratio_figures(found, styles)),
         thousand_figures=list(_thousand_figures(found, styles)),
         models=[
@@ -55,12 +61,21 @@ def render(found: Summary) -> str:
             for number, (model, results) in enumerate(found.results.items())
             if results
         ],
-        header=header,
-        started=words.moment(header.get("started")) if runs else "never",
-        environment=list(page.flatten(header.get("environment", {}))),
-        contestants=page.descriptions([worker for run in runs for worker in run.workers]),
-        command=shlex.join(["shim", "article", "--resume", str(found.article.folder)]),
+        **facts(found.article),
     )
+
+
+def facts(article: Article) -> dict[str, Any]:
+    """Return what a page says of its run: when, where, by which versions, and how to do it again."""
+    runs = [run for runs in article.runs.values() for run in runs]
+    header = runs[0].header if runs else {}
+    return {
+        "header": header,
+        "started": words.moment(header.get("started")) if runs else "never",
+        "environment": list(page.flatten(header.get("environment", {}))),
+        "contestants": page.descriptions([worker for run in runs for worker in run.workers]),
+        "command": shlex.join(["shim", "article", "--resume", str(article.folder)]),
+    }
 
 
 def _styles(found: Summary) -> dict[str, colours.Style]:
@@ -75,7 +90,8 @@ def _styles(found: Summary) -> dict[str, colours.Style]:
     return styles
 
 
-def _sentences(found: Summary) -> Iterator[str]:
+def sentences(found: Summary) -> Iterator[str]:
+    """Say what was trained, and how the contestants' times compare on each model."""
     plan = found.article.plan
     names = words.listing([words.line(name, 60) for name in found.contestants])
     share = "all samples" if plan["scale"] == 1 else f"{100 * plan['scale']:.3g} % of the samples"

@@ -85,7 +85,7 @@ def _percent(share: float) -> str:
 
 def _rows(e: Explanation, unit: words.Unit) -> Iterator[tuple[str, Term, list[str]]]:
     """Yield kind, term and cells; the last row is the whole step."""
-    whole = Term("the whole step", "whole", 1, *e.step, e.gap)
+    whole = Term("the whole step", "whole", 1, *e.step, e.gap, e.residual.cases)
     for term in (*e.terms, whole):
         low, high = _write(unit, term.gap.low), _write(unit, term.gap.high)
         share = _percent(1.0 if term is whole and not math.isnan(e.share(whole)) else e.share(term))
@@ -153,8 +153,13 @@ def as_json(e: Explanation) -> dict[str, Any]:
     return result
 
 
-def render(run: Any, e: Explanation) -> str:
-    """Return an attribution as the text of an HTML page."""
+def title(e: Explanation) -> str:
+    """Name an attribution by its model and its two contestants."""
+    return f"{words.line(e.model, 60)}: {words.line(e.first, 40)} and {words.line(e.second, 40)}"
+
+
+def render(run: Any, e: Explanation, site: Any = None) -> str:
+    """Return an attribution as a page, which may be one of a ``site``: see :class:`shim.report.site.Place`."""
     unit = _unit(e)
     styles = colours.styles([e.first, e.second])
     ends = [abs(v) for t in e.terms for v in (t.gap.value, t.gap.low, t.gap.high) if math.isfinite(v)]
@@ -165,11 +170,18 @@ def render(run: Any, e: Explanation) -> str:
         colour = styles[e.second if term.gap.value > 0 else e.first].colour
         rows.append(
             dict(zip(keys, cells, strict=True))
-            | {"kind": kind, "bar": None if kind == "whole" else _bar(term.gap, scale, colour)}
+            | {"kind": kind, "cases": term.cases, "bar": None if kind == "whole" else _bar(term.gap, scale, colour)}
         )
-    title = f"{words.line(e.model, 60)}: {words.line(e.first, 40)} and {words.line(e.second, 40)}"
-    told = list(sentences(e))
-    return page.fill("explanation.html", **page.of_run(run), title=title, e=e, sentences=told, rows=rows, unit=unit)
+    return page.fill(
+        "explanation.html",
+        **page.of_run(run),
+        site=site,
+        title=title(e),
+        e=e,
+        sentences=list(sentences(e)),
+        rows=rows,
+        unit=unit,
+    )
 
 
 def _bar(gap: Estimate, scale: float, colour: str) -> dict[str, Any]:

@@ -40,27 +40,32 @@ def save(text: str, path: Path) -> Path:
 
 def render(run: Any, baseline: str | None = None) -> str:
     """Return a run as the text of an HTML page."""
-    summary = summarise(run, baseline)
+    return of_summary(summarise(run, baseline))
+
+
+def of_summary(summary: Summary, site: Any = None) -> str:
+    """Return a run as the text of an HTML page, which may be one of a ``site``: see :class:`shim.report.site.Place`."""
     styles = colours.styles(summary.contestants)
-    script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
-    script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    names = [case.name for case in summary.cases]
     return fill(
         "page.html",
-        **of_run(run),
+        **of_run(summary.run),
+        **scripted(),
+        site=site,
         summary=summary,
         styles=styles,
-        script=Markup(script),
-        script_source=f"'sha256-{script_hash}'",
-        title=_title(summary),
-        config=run.header.get("config", {}),
-        sentences=list(_overview(summary)),
+        ops=list(dict.fromkeys(name.op for name in names)),
+        directions=list(dict.fromkeys(name.direction for name in names)),
+        title=title(summary),
+        config=summary.run.header.get("config", {}),
+        sentences=list(overview(summary)),
         scores=_scores(summary),
         groups=[
             _group(k, heading, cases, summary, styles) for k, (heading, cases) in enumerate(summary.groups.items())
         ],
         models=[_model(k, name, found, styles) for k, (name, found) in enumerate(_by_model(summary).items())],
-        samples=_samples(summary),
-        sample_count=sum(len(block["seconds"]) for block in run.blocks),
+        samples={} if site else _samples(summary),
+        sample_count=sum(len(block["seconds"]) for block in summary.run.blocks),
     )
 
 
@@ -76,10 +81,17 @@ def of_run(run: Any) -> dict[str, Any]:
     }
 
 
-def fill(template: str, **values: Any) -> str:
-    """Return the text of a page made from a template that extends ``base.html``."""
+def scripted() -> dict[str, Any]:
+    """Return the script of a page with something to filter or to sort, and what lets it run."""
+    script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return {"script": Markup(script), "script_source": f"'sha256-{digest}'"}
+
+
+def fill(template: str, site: Any = None, **values: Any) -> str:
+    """Return the text of a page made from a template that extends ``base.html``; ``site`` has links to the others."""
     style_sheet = Markup((TEMPLATES / "page.css").read_text(encoding="utf-8"))
-    return templates().get_template(template).render(words=words, style_sheet=style_sheet, **values)
+    return templates().get_template(template).render(words=words, style_sheet=style_sheet, site=site, **values)
 
 
 @cache
@@ -102,14 +114,15 @@ def glyph(style: colours.Style) -> Markup:
     return Markup(plots.marker(style))  # holds colours and coordinates only
 
 
-def _title(summary: Summary) -> str:
+def title(summary: Summary) -> str:
+    """Name a run by what took part."""
     models = sorted({training.model for training in summary.trainings})
     if models and not summary.cases:
         return f"Training {words.listing([words.line(model, 60) for model in models])}"
     return f"{words.count(len(summary.contestants), 'contestant')} on {words.count(len(summary.cases), 'case')}"
 
 
-def _overview(summary: Summary) -> Iterator[str]:
+def overview(summary: Summary) -> Iterator[str]:
     """Say in plain sentences what came out and what was done."""
     config = summary.run.header.get("config", {})
     machine = words.line((summary.run.header.get("environment") or {}).get("cpu") or "this machine", 100)
@@ -149,7 +162,7 @@ def _scores(summary: Summary) -> list[dict[str, Any]]:
 
 
 def _score(case: CaseResult, name: str) -> str:
-    entry = next((entry for entry in case.entries if entry.contestant == name), None)
+    entry = case.entry(name)
     if entry is None or entry.row is None:
         return "failed"
     if name in case.outcome.contestants:

@@ -128,7 +128,7 @@ def curves(
         axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, frameon=False, borderaxespad=0.3)
         last = {name: [words.number(values[-1]) for _, values in runs if len(values)] for name, runs in lines.items()}
         ends = [f"{name} {' and '.join(values)}" for name, values in last.items() if values]
-        return _svg(figure, title, f"After the last epoch: {', '.join(ends)}.", identity)
+        return _svg(figure, title, f"Last values: {', '.join(ends)}.", identity)
 
 
 def _describe(strips: Sequence[Strip], write: Callable[[float], str]) -> str:

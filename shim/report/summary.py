@@ -59,6 +59,10 @@ class CaseResult:
     entries: tuple[Entry, ...]
     outcome: Outcome
 
+    def entry(self, contestant: str) -> Entry | None:
+        """Return what there is of a contestant."""
+        return next((entry for entry in self.entries if entry.contestant == contestant), None)
+
     @property
     def unit(self) -> words.Unit:
         """The unit of time that fits all contestants of the case."""

@@ -128,8 +128,13 @@ def as_json(found: WinMap) -> dict[str, Any]:
     return result
 
 
-def render(run: Any, found: WinMap) -> str:
-    """Return a map as the text of an HTML page."""
+def title(found: WinMap) -> str:
+    """Name a map by its op and direction."""
+    return f"Who wins where: {found.grid.op}, {words.DIRECTIONS[found.direction]}"
+
+
+def render(run: Any, found: WinMap, site: Any = None) -> str:
+    """Return a map as the text of an HTML page, which may be one of a ``site``: see :class:`shim.report.site.Place`."""
     styles = colours.styles(found.contestants)
     (first, _), (row_axis, _), (column_axis, columns) = found.grid.axes
     panels = [
@@ -142,7 +147,8 @@ def render(run: Any, found: WinMap) -> str:
     return page.fill(
         "winmap.html",
         **page.of_run(run),
-        title=f"Who wins where: {found.grid.op}, {words.DIRECTIONS[found.direction]}",
+        site=site,
+        title=title(found),
         found=found,
         styles=styles,
         panels=panels,
@@ -154,12 +160,12 @@ def render(run: Any, found: WinMap) -> str:
 
 def _cell(cell: Cell | None, styles: dict[str, colours.Style]) -> dict[str, Any]:
     if cell is None:
-        return {"text": words.DASH, "kind": "unknown", "title": "", "style": None}
+        return {"text": words.DASH, "kind": "unknown", "title": "", "style": None, "case": ""}
     times = ", ".join(f"{words.line(name, 40)} {words.duration(seconds)}" for name, seconds in cell.seconds.items())
-    title = f"{times}; {words.count(cell.rounds, 'round')}"
     style = styles.get(cell.fastest) if cell.kind == "winner" else None
     strength = 25 + 45 * min(1.0, math.log2(max(cell.ratio, 1.0)) / 2) if style else 0.0
-    return {"text": text_of(cell), "kind": cell.kind, "title": title, "style": style, "strength": f"{strength:.0f}"}
+    shown = {"text": text_of(cell), "kind": cell.kind, "title": f"{times}; {words.count(cell.rounds, 'round')}"}
+    return shown | {"style": style, "strength": f"{strength:.0f}", "case": cell.case}
 
 
 def write(run: Any, found: WinMap, path: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -147,6 +148,13 @@ def reason(value: Any) -> str:
 def listing(items: Sequence[str], last: str = "and") -> str:
     """Join names as a sentence does: ``a``, ``a and b``, ``a, b and c``."""
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} {last} {items[-1]}" if items else "none"
+
+
+def again(case: str, contestants: Sequence[str], threads: Any = None) -> str:
+    """Return the command that measures a case again."""
+    limit = ["--threads", str(threads)] if isinstance(threads, int) else []
+    names = ",".join(line(name) for name in contestants)
+    return shlex.join(["shim", "bench", "--case", line(case), "--backends", names, *limit])
 
 
 def count(many: int, singular: str, plural: str | None = None) -> str:

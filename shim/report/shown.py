@@ -1,0 +1,110 @@
+"""Runs of every kind, read for the site: what each one is called, what it says in sentences, how its page is made."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from shim import article as benchmark
+from shim import statistics
+from shim.explain import attribution
+from shim.explain import winmap as mapping
+from shim.measure import runfile
+from shim.report import article, article_page, explanation, page, winmap, words
+from shim.report.summary import Summary, summarise
+
+_TIME_OF_FILE = re.compile(r"^\d{8}-\d{6}-")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the site shows of one run: ``name`` tells it from others of its kind, ``render`` makes its page."""
+
+    kind: str
+    name: str
+    title: str
+    started: str
+    sentences: Sequence[str]
+    facts: Mapping[str, Any]
+    files: Sequence[Path]
+    render: Callable[[Any], str]
+    summary: Summary | None = None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.kind, self.name
+
+
+def show(path: Path) -> Shown:
+    """Read a run file, or the folder of a run of the article. Raises ``ValueError`` for what is neither."""
+    if path.is_dir():
+        return _article(benchmark.read(path))
+    run = runfile.read(path)
+    kind = kind_of(run)
+    summary = summarise(run)
+    label = words.line(_TIME_OF_FILE.sub("", path.stem), 60)
+    shown = Shown(
+        kind=kind,
+        name=label,
+        title=page.title(summary),
+        started=str(run.header.get("started", "")),
+        sentences=list(page.overview(summary)),
+        facts=page.of_run(run),
+        files=[path],
+        render=partial(page.of_summary, summary),
+        summary=summary,
+    )
+    if kind == "map":
+        found = mapping.read(run)
+        told = [*winmap.sentences(found), *winmap.crossings(found)]
+        name = f"{found.grid.op}, {words.DIRECTIONS[found.direction]}"
+        render: Any = partial(winmap.render, run, found)
+        return replace(shown, name=name, title=winmap.title(found), sentences=told, render=render)
+    if kind == "explain":
+        e = attribution.explain(run, *list(statistics.labels(run).values())[:2])
+        name, told = explanation.title(e), list(explanation.sentences(e))
+        return replace(shown, name=name, title=name, sentences=told, render=partial(explanation.render, run, e))
+    return shown
+
+
+def kind_of(run: Any) -> str:
+    """Return ``bench``, ``map``, ``explain`` or ``train``, from what a run holds and the command that made it."""
+    if run.epochs or "model" in run.header.get("config", {}):
+        return "train"
+    return next((word for word in run.header.get("command", ())[1:] if word in ("bench", "map", "explain")), "bench")
+
+
+def _article(found: benchmark.Article) -> Shown:
+    summary = article.summary(found)
+    runs = [run for runs in found.runs.values() for run in runs]
+    header = runs[0].header if runs else {}
+    return Shown(
+        kind="article",
+        name=words.line(_TIME_OF_FILE.sub("", found.folder.name), 60),
+        title=article_page.title(summary),
+        started=str(header.get("started", "")),
+        sentences=list(article_page.sentences(summary)),
+        facts=article_page.facts(found),
+        files=[found.folder / benchmark.PLAN, *(run.path for run in runs)],
+        render=partial(article_page.render, summary),
+    )
+
+
+def newest(folder: Path) -> tuple[list[Shown], list[str]]:
+    """Return the newest run of each kind and name in a folder, and why others could not be read."""
+    found: dict[tuple[str, str], Shown] = {}
+    problems = []
+    paths = [*folder.glob("*.jsonl"), *(plan.parent for plan in folder.glob(f"*/{benchmark.PLAN}"))]
+    for path in sorted(paths, key=lambda path: path.name, reverse=True):
+        try:
+            shown = show(path)
+        except (ValueError, OSError) as error:
+            problems.append(f"{path.name}: {error}")
+            continue
+        if shown.key not in found or shown.started > found[shown.key].started:
+            found[shown.key] = shown
+    return sorted(found.values(), key=lambda shown: shown.started, reverse=True), problems
