@@ -186,7 +186,9 @@ def _names(ops: Sequence[cases.Case]) -> dict[cases.Case, str]:
 def _terms(parts: Sequence[Sequence[_Part]], steps: Sequence[Effect], step: cases.Case) -> Iterator[Term]:
     for (name, kind, count, first, ids), (_, _, _, second, _) in zip(*parts, strict=True):
         yield _term(name, kind, count, first, second, ids)
-    first, second = (whole - effects.total(part[3] for part in found) for whole, found in zip(steps, parts, strict=True))
+    first, second = (
+        whole - effects.total(part[3] for part in found) for whole, found in zip(steps, parts, strict=True)
+    )
     yield _term("residual", "residual", 1, first, second, (step.id,))
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from shim import article as benchmark
-from shim import statistics
+from shim import cases, statistics
 from shim.explain import attribution
 from shim.explain import winmap as mapping
 from shim.measure import runfile
@@ -44,12 +45,10 @@ def show(path: Path) -> Shown:
     if path.is_dir():
         return _article(benchmark.read(path))
     run = runfile.read(path)
-    kind = kind_of(run)
     summary = summarise(run)
-    label = words.line(_TIME_OF_FILE.sub("", path.stem), 60)
     shown = Shown(
-        kind=kind,
-        name=label,
+        kind="train" if run.epochs or "model" in run.header["config"] else "bench",
+        name=words.line(_TIME_OF_FILE.sub("", path.stem), 60),
         title=page.title(summary),
         started=str(run.header.get("started", "")),
         sentences=list(page.overview(summary)),
@@ -58,24 +57,31 @@ def show(path: Path) -> Shown:
         render=partial(page.of_summary, summary),
         summary=summary,
     )
-    if kind == "map":
+    if _is_map(run):
         found = mapping.read(run)
         told = [*winmap.sentences(found), *winmap.crossings(found)]
         name = f"{found.grid.op}, {words.DIRECTIONS[found.direction]}"
         render: Any = partial(winmap.render, run, found)
-        return replace(shown, name=name, title=winmap.title(found), sentences=told, render=render)
-    if kind == "explain":
-        e = attribution.explain(run, *list(statistics.labels(run).values())[:2])
-        name, told = explanation.title(e), list(explanation.sentences(e))
-        return replace(shown, name=name, title=name, sentences=told, render=partial(explanation.render, run, e))
+        return replace(shown, kind="map", name=name, title=winmap.title(found), sentences=told, render=render)
+    if any(cases.OPTIMIZER_STEP in id for id in run.header["config"].get("cases", ())):
+        with suppress(ValueError):  # then it is a comparison like any other
+            e = attribution.explain(run, *list(statistics.labels(run).values())[:2])
+            title, told, render = explanation.title(e), list(explanation.sentences(e)), explanation.render
+            return replace(
+                shown, kind="explain", name=title, title=title, sentences=told, render=partial(render, run, e)
+            )
     return shown
 
 
-def kind_of(run: Any) -> str:
-    """Return ``bench``, ``map``, ``explain`` or ``train``, from what a run holds and the command that made it."""
-    if run.epochs or "model" in run.header.get("config", {}):
-        return "train"
-    return next((word for word in run.header.get("command", ())[1:] if word in ("bench", "map", "explain")), "bench")
+def _is_map(run: Any) -> bool:
+    """Return whether a run has just the cases of a whole map."""
+    ids = run.header["config"].get("cases", ())
+    try:
+        first = cases.parse(ids[0])
+        grid = mapping.grid_of(first.op)
+    except (IndexError, ValueError):
+        return False
+    return {case.id for case in grid.cells(first.direction, first.dtype).values()} == set(ids)
 
 
 def _article(found: benchmark.Article) -> Shown:

@@ -115,7 +115,10 @@ def _place(stem: str, one: Shown, section: Mapping[str, Shown], links: Sequence[
     return Place(
         root="",
         links=links,
-        beside=[Link(other.name, f"{s}.html", "page" if s == stem else "") for s, other in section.items()],
+        beside=[
+            Link(f"{other.name}, {other.facts['started']}", f"{s}.html", "page" if s == stem else "")
+            for s, other in section.items()
+        ],
         files=[
             (path.name, f"{RUNS}/{stem}/{k}{path.suffix if path.suffix in known else known[1]}")
             for k, path in enumerate(one.files, 1)
