@@ -379,8 +379,9 @@ def report(run: Path, baseline: str | None, output: Path | None, as_json: bool) 
 @click.option(
     "--output", "-o", type=click.Path(path_type=Path), help="The folder; default: .asv/html/shim, else .shim/site."
 )
+@baseline_option
 @json_option
-def site(runs: tuple[Path, ...], output: Path | None, as_json: bool) -> None:
+def site(runs: tuple[Path, ...], output: Path | None, baseline: str | None, as_json: bool) -> None:
     """Write runs as one site that needs no network: ratios, win maps, explanations, the article, and asv's history.
 
     Each RUN is a run file or the folder of a run of 'shim article'; by default the newest of each kind and name.
@@ -389,8 +390,11 @@ def site(runs: tuple[Path, ...], output: Path | None, as_json: bool) -> None:
     from shim import environments
     from shim.report import history, shown
 
-    given = [shown.show(run) for run in runs]
-    found, problems = (given, []) if runs else shown.newest(environments.home() / "runs")
+    given = [shown.show(run, baseline) for run in runs]
+    found, problems = (given, []) if runs else shown.newest(environments.home() / "runs", baseline)
+    known = sorted({name for one in found if one.summary for name in one.summary.contestants})
+    if baseline and known and baseline not in known:
+        raise ValueError(f"no run has {baseline!r}; they have: {', '.join(known)}")
     index = history.write(output, found, problems, Progress())
     if as_json:
         _print_json({"index": str(index), "pages": sorted(str(path) for path in index.parent.glob("*.html"))})

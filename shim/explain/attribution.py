@@ -20,7 +20,7 @@ from shim.explain.effects import Effect
 from shim.measure.ceilings import EMPTY
 
 ROUNDS = 8
-_Part = tuple[str, str, int, Effect, tuple[str, ...]]  # name, kind, count, time, ids of cases
+_Part = tuple[str, str, int, Effect, str]  # name, kind, count, time, case
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Term:
     """A part of a training step: what it takes on each backend, in seconds, and the second less the first.
 
     ``kind`` is ``forward``, ``backward``, ``optimizer``, ``call`` or ``residual``; ``count`` how often a step has it;
-    ``cases`` are the ids of those that its times come from.
+    ``case`` is the id of the one that its times come from; those of the forward pass are taken off ``backward``.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Term:
     first: statistics.Estimate
     second: statistics.Estimate
     gap: statistics.Estimate
-    cases: tuple[str, ...] = ()
+    case: str = ""
 
 
 @dataclass(frozen=True)
@@ -167,14 +167,13 @@ def _parts(model: models.Model, recorded: Sequence[cases.Case], times: Mapping[c
         forward, both = times.get(_forward(case)), times.get(case)
         if forward is None or both is None:
             continue
-        ids = (_forward(case).id, case.id)
-        yield names[case], "forward", count, (forward - call) * count, ids[:1]
+        yield names[case], "forward", count, (forward - call) * count, _forward(case).id
         if case.direction != "forward":
-            yield names[case], "backward", count, (both - forward - call_with_gradients + call) * count, ids
+            yield names[case], "backward", count, (both - forward - call_with_gradients + call) * count, case.id
     optimizer = next((case for case in times if case.direction == cases.OPTIMIZER_STEP), None)
     if optimizer is not None:
-        yield model.optimizer.name, "optimizer", 1, times[optimizer] - call, (optimizer.id,)
-    yield "the call itself", "call", 1, call_with_gradients, (empty["forward_backward"].id,)
+        yield model.optimizer.name, "optimizer", 1, times[optimizer] - call, optimizer.id
+    yield "the call itself", "call", 1, call_with_gradients, empty["forward_backward"].id
 
 
 def _names(ops: Sequence[cases.Case]) -> dict[cases.Case, str]:
@@ -184,13 +183,13 @@ def _names(ops: Sequence[cases.Case]) -> dict[cases.Case, str]:
 
 
 def _terms(parts: Sequence[Sequence[_Part]], steps: Sequence[Effect], step: cases.Case) -> Iterator[Term]:
-    for (name, kind, count, first, ids), (_, _, _, second, _) in zip(*parts, strict=True):
-        yield _term(name, kind, count, first, second, ids)
+    for (name, kind, count, first, case), (_, _, _, second, _) in zip(*parts, strict=True):
+        yield _term(name, kind, count, first, second, case)
     first, second = (
         whole - effects.total(part[3] for part in found) for whole, found in zip(steps, parts, strict=True)
     )
-    yield _term("residual", "residual", 1, first, second, (step.id,))
+    yield _term("residual", "residual", 1, first, second, step.id)
 
 
-def _term(name: str, kind: str, count: int, first: Effect, second: Effect, ids: tuple[str, ...]) -> Term:
-    return Term(name, kind, count, first.estimate(), second.estimate(), (second - first).estimate(), ids)
+def _term(name: str, kind: str, count: int, first: Effect, second: Effect, case: str) -> Term:
+    return Term(name, kind, count, first.estimate(), second.estimate(), (second - first).estimate(), case)

@@ -85,7 +85,7 @@ def _percent(share: float) -> str:
 
 def _rows(e: Explanation, unit: words.Unit) -> Iterator[tuple[str, Term, list[str]]]:
     """Yield kind, term and cells; the last row is the whole step."""
-    whole = Term("the whole step", "whole", 1, *e.step, e.gap, e.residual.cases)
+    whole = Term("the whole step", "whole", 1, *e.step, e.gap, e.residual.case)
     for term in (*e.terms, whole):
         low, high = _write(unit, term.gap.low), _write(unit, term.gap.high)
         share = _percent(1.0 if term is whole and not math.isnan(e.share(whole)) else e.share(term))
@@ -170,7 +170,7 @@ def render(run: Any, e: Explanation, site: Any = None) -> str:
         colour = styles[e.second if term.gap.value > 0 else e.first].colour
         rows.append(
             dict(zip(keys, cells, strict=True))
-            | {"kind": kind, "cases": term.cases, "bar": None if kind == "whole" else _bar(term.gap, scale, colour)}
+            | {"kind": kind, "case": term.case, "bar": None if kind == "whole" else _bar(term.gap, scale, colour)}
         )
     return page.fill(
         "explanation.html",

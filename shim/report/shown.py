@@ -40,12 +40,15 @@ class Shown:
         return self.kind, self.name
 
 
-def show(path: Path) -> Shown:
-    """Read a run file, or the folder of a run of the article. Raises ``ValueError`` for what is neither."""
+def show(path: Path, baseline: str | None = None) -> Shown:
+    """Read a run file, or the folder of a run of the article. Raises ``ValueError`` for what is neither.
+
+    Ratios are to ``baseline`` where it takes part, otherwise to what the run has chosen.
+    """
     if path.is_dir():
-        return _article(benchmark.read(path))
+        return _article(benchmark.read(path), baseline)
     run = runfile.read(path)
-    summary = summarise(run)
+    summary = summarise(run, baseline if baseline in statistics.labels(run).values() else None)
     shown = Shown(
         kind="train" if run.epochs or "model" in run.header["config"] else "bench",
         name=words.line(_TIME_OF_FILE.sub("", path.stem), 60),
@@ -84,8 +87,8 @@ def _is_map(run: Any) -> bool:
     return {case.id for case in grid.cells(first.direction, first.dtype).values()} == set(ids)
 
 
-def _article(found: benchmark.Article) -> Shown:
-    summary = article.summary(found)
+def _article(found: benchmark.Article, baseline: str | None) -> Shown:
+    summary = article.summary(found, baseline if baseline in found.plan["targets"] else None)
     runs = [run for runs in found.runs.values() for run in runs]
     header = runs[0].header if runs else {}
     return Shown(
@@ -100,14 +103,14 @@ def _article(found: benchmark.Article) -> Shown:
     )
 
 
-def newest(folder: Path) -> tuple[list[Shown], list[str]]:
+def newest(folder: Path, baseline: str | None = None) -> tuple[list[Shown], list[str]]:
     """Return the newest run of each kind and name in a folder, and why others could not be read."""
     found: dict[tuple[str, str], Shown] = {}
     problems = []
     paths = [*folder.glob("*.jsonl"), *(plan.parent for plan in folder.glob(f"*/{benchmark.PLAN}"))]
     for path in sorted(paths, key=lambda path: path.name, reverse=True):
         try:
-            shown = show(path)
+            shown = show(path, baseline)
         except (ValueError, OSError) as error:
             problems.append(f"{path.name}: {error}")
             continue
