@@ -164,6 +164,11 @@ def test_the_backends_page_has_times_and_versions(visit):
     assert "numpy 2." in page
 
 
+def test_the_report_is_part_of_the_site_and_leads_back(visit):
+    assert '<a href="shim/index.html">Report</a>' in visit("index.html")
+    assert '<a href="../index.html">History</a>' in visit("shim/index.html")
+
+
 def test_opened_as_a_file_the_site_says_what_to_do(clone, visit):
     browser = next(filter(None, map(shutil.which, BROWSERS)))
     page = Visit(browser, clone.path / ".asv/html/index.html", *FLAGS).document
