@@ -5,7 +5,6 @@ Takes about half a minute. Without Chromium the pages are not opened; in continu
 
 from __future__ import annotations
 
-import functools
 import itertools
 import json
 import os
@@ -13,11 +12,10 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from site_runs import Address, served
 from test_report_browser import BROWSERS, Visit
 
 from benchmarks import common
@@ -83,28 +81,13 @@ def clone(tmp_path_factory):
     return found
 
 
-class Address(str):
-    """An address where a path is expected."""
-
-    def as_uri(self):
-        return str(self)
-
-
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *args):
-        pass
-
-
 @pytest.fixture(scope="module")
 def visit(clone):
     """Open a page of the published site, with everything but this machine out of reach, and return its document."""
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         missing("no Chromium on PATH; install one, such as: apt-get install chromium")
-    handler = functools.partial(Quiet, directory=clone.path / ".asv" / "html")
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        site = f"http://127.0.0.1:{server.server_port}/"
+    with served(clone.path / ".asv" / "html") as site:
 
         def visit(page):
             found = Visit(browser, Address(site + page), *FLAGS)
@@ -113,7 +96,6 @@ def visit(clone):
             return found.document
 
         yield visit
-        server.shutdown()
 
 
 def test_the_suite_passes_asvs_own_check(clone):

@@ -140,12 +140,12 @@ def test_the_newest_run_of_each_name_is_taken_and_damage_is_told(home, tmp_path)
     (later := example.header(site_runs.TWO, example.CASES[:1]))["started"] = "2026-02-01T12:00:00+00:00"
     example.write(runs / "20260201-120000-case.jsonl", [later, {"record": "end", "reason": "complete"}])
     (runs / "20260301-120000-x.jsonl").write_text("[]\n[]\n")
+    example.write(runs / "20260301-120000-y.jsonl", [example.header(cases=(5,))])
     found, problems = shown.newest(runs)
     assert [one.files[0].name for one in found if one.name == "case"] == ["20260201-120000-case.jsonl"]
     assert found[0].name == "case"
     assert {one.kind for one in found} == set(site.SECTIONS)
-    assert len(problems) == 1
-    assert "20260301-120000-x.jsonl" in problems[0]
+    assert [problem.partition(":")[0] for problem in problems] == [f"20260301-120000-{n}.jsonl" for n in "yx"]
     index = site.write(tmp_path / "site", [], problems=problems)
     assert "damaged in line 1" in index.read_text("utf-8")
     assert "shim map dense" in index.read_text("utf-8")

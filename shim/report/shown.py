@@ -111,7 +111,7 @@ def newest(folder: Path, baseline: str | None = None) -> tuple[list[Shown], list
     for path in sorted(paths, key=lambda path: path.name, reverse=True):
         try:
             shown = show(path, baseline)
-        except (ValueError, OSError) as error:
+        except Exception as error:  # whatever is wrong with one file costs its page, not the site
             problems.append(f"{path.name}: {error}")
             continue
         if shown.key not in found or shown.started > found[shown.key].started:
