@@ -149,11 +149,11 @@ def _print_json(value: Any) -> None:
 
 def _targets(chosen: Iterable[str]) -> list[str]:
     """Return the targets asked for, or all that are installed; the error names the command that installs one."""
-    from shim import environments
+    from shim import environments, settings
 
     targets = _split(chosen)
     for target in targets:
-        environments.python(target.partition(":")[0])
+        environments.python(settings.split(target.partition(":")[0])[0])
     if targets:
         return targets
     targets = [target for target in environments.installed() if "@" not in target and target != "null"]

@@ -18,14 +18,14 @@ import os
 import shlex
 import sys
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 from shim import cases as all_cases
-from shim import environments, statistics
+from shim import settings, statistics
 from shim.measure import machine, runfile
 from shim.measure.rounds import ALONE, Choice, Progress, Rounds, Silent
 
@@ -55,11 +55,13 @@ def run(
     progress: Progress | None = None,
     choose: Choice | None = None,
     alone: int = ALONE,
+    only: Mapping[str, Sequence[str]] | None = None,
 ) -> runfile.Run:
     """Compare targets on cases, write every sample to a new run file and return what it holds.
 
-    A target is ``backend``, ``backend@version``, or either followed by ``:mode`` for that mode alone; ``modes="all"``
-    takes every mode of each backend. ``threads`` is the number of threads and CPUs of each worker, by default all that
+    A target is ``backend``, ``backend@version``, either with ``/setting``, and followed by ``:mode`` for that mode alone;
+    ``modes="all"`` takes every mode of each backend. ``only`` has the labels of those that take part in a case, by the
+    case's id; in a case that it does not name all of them do. ``threads`` is the number of threads and CPUs of each worker, by default all that
     this process may use. After each round ``choose`` may say which cases the next one has, and with none end the run.
     In the first ``alone`` rounds workers start and build one after the other, which makes those times clean.
     Raises ``ValueError`` for bad input, :class:`RunInterrupted` after Ctrl-C,
@@ -82,6 +84,8 @@ def run(
         "baseline": baseline,
         "alone": alone,
     }
+    if only:
+        config["only"] = {case: list(names) for case, names in only.items()}
     wanted = _check(path, config, targets, modes, len(cpus))
     played = Rounds(config, progress or Silent())
     with _stoppable(played, path):
@@ -134,7 +138,7 @@ def _check(path: Path, config: dict[str, Any], targets: Sequence[str], modes: st
         raise ValueError(f"{config['threads']} threads were asked for, but this process may use only {cpus} CPUs")
     wanted = list(dict.fromkeys(targets))
     for target in wanted:
-        environments.parse(target.partition(":")[0])
+        settings.split(target.partition(":")[0])
     baseline = config["baseline"]
     if baseline and baseline.partition(":")[0] not in {target.partition(":")[0] for target in wanted}:
         raise ValueError(f"baseline {baseline!r} does not take part; choose from: {', '.join(wanted)}")

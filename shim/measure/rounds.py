@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from shim import environments, statistics
+from shim import environments, settings, statistics
 from shim.measure import machine, process, runfile, schedule
 
 #: What starting a worker and preparing a case cost, in blocks, for the progress bar.
@@ -233,19 +233,25 @@ class Rounds:
         if (target, None, None) in self._left_out:
             return False
         try:
-            python = environments.python(target)
+            plain, setting = settings.split(target)
+            python = environments.python(plain)
         except (ValueError, RuntimeError) as error:
             self._fail(target, None, None, "environment", str(error), left_out=True)
             return False
-        self._workers[target] = process.Worker(python, self._environ(), self.config["cpus"])
+        cpus = self.config["cpus"][: setting.threads]
+        self._workers[target] = process.Worker(python, self._environ(target), cpus)
         return True
 
-    def _environ(self) -> dict[str, str]:
-        return environments.variables() | process.variables(self.config["threads"], self.config["device"])
+    def _environ(self, target: str) -> dict[str, str]:
+        chosen = self._settings(target)
+        given = process.variables(chosen["threads"], chosen["device"])
+        return environments.variables() | given | dict(settings.split(target)[1].variables)
 
     def _settings(self, target: str) -> dict[str, Any]:
-        settings = {name: self.config[name] for name in ("device", "precision", "threads")}
-        return {"backend": environments.parse(target)[0]} | settings
+        plain, setting = settings.split(target)
+        chosen = {name: self.config[name] for name in ("device", "precision")}
+        threads = setting.threads or self.config["threads"]
+        return {"backend": environments.parse(plain)[0], "threads": threads} | chosen
 
     def _start(self, target: str) -> dict[str, Any] | None:
         """Start a worker and let it load its backend; return what it answers, None if it was left out."""
@@ -259,14 +265,17 @@ class Rounds:
             reason = f"its versions are {versions}, but in the rounds before they were {self._versions[target]}"
             self._fail(target, None, None, "setup", reason, left_out=True)
             return None
-        given = {"variables": machine.relevant(self._environ()), "replacement": target in self._replaced}
+        given = {"variables": machine.relevant(self._environ(target)), "replacement": target in self._replaced}
         alone = {"alone": not self._side_by_side}
         self.record({"record": "worker"} | self._row(target, None, None) | reply | given | alone)
         return reply
 
     def _pairs(self, target: str) -> list[tuple[str, str]]:
-        modes = [e["mode"] for e in self.config["targets"] if e["target"] == target and e["mode"]]
-        return [(mode, case) for mode in modes for case in self._cases]
+        entries = [e for e in self.config["targets"] if e["target"] == target and e["mode"]]
+        only: dict[str, list[str]] = self.config.get("only", {})
+        return [
+            (e["mode"], case) for e in entries for case in self._cases if e["label"] in only.get(case, [e["label"]])
+        ]
 
     def _wanted(self, target: str, mode: str, case: str) -> bool:
         return not {(target, mode, case), (target, None, None)} & (self._left_out | self._skipped)

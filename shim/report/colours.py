@@ -35,8 +35,8 @@ class Style:
 
 
 def backend(contestant: str) -> str:
-    """Return the backend of a contestant's label: ``tensorflow`` for ``tensorflow@2.16.2:xla``."""
-    return contestant.split(":")[0].split("@")[0]
+    """Return the backend of a contestant's label: ``tensorflow`` for ``tensorflow@2.16.2/no-onednn:xla``."""
+    return contestant.split(":")[0].split("/")[0].split("@")[0]
 
 
 def styles(contestants: Iterable[str]) -> dict[str, Style]:

@@ -1,0 +1,51 @@
+"""Settings of a target's process: one thing changed, such as ``torch/one-thread``, so that its effect can be measured.
+
+A target with a setting uses the environment of the target without it. It is a contestant of its own in every comparison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from shim import environments
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a setting changes: ``variables`` of the environment, the number of ``threads``, None being that of the run.
+
+    ``backends`` are those on which it has an effect; none stands for all.
+    """
+
+    text: str
+    variables: Mapping[str, str] = field(default_factory=dict)
+    threads: int | None = None
+    backends: tuple[str, ...] = ()
+
+
+NONE = Setting("as it is")
+SETTINGS = {
+    "one-thread": Setting("on one CPU, with one thread", threads=1),
+    "no-onednn": Setting(
+        "Eigen's kernels instead of oneDNN's",
+        {"TF_ENABLE_ONEDNN_OPTS": "0"},
+        backends=("tensorflow", "keras-tensorflow"),
+    ),
+    # Until 2020, MKL took the code for the oldest CPUs wherever the vendor is not Intel, unless it was told otherwise.
+    "mkl-avx2": Setting(
+        "MKL's code for AVX2, whatever CPU it finds", {"MKL_DEBUG_CPU_TYPE": "5"}, backends=("cntk", "keras-cntk")
+    ),
+}
+
+
+def split(target: str) -> tuple[str, Setting]:
+    """Return a target without its setting, and the setting; ``ValueError`` with the choices for an unknown one."""
+    plain, slash, name = target.partition("/")
+    backend, _ = environments.parse(plain)
+    if not slash:
+        return plain, NONE
+    offered = [key for key, setting in SETTINGS.items() if backend in setting.backends or not setting.backends]
+    if name not in offered:
+        raise ValueError(f"{plain} has no setting {name!r}; it has: {', '.join(offered)}")
+    return plain, SETTINGS[name]
