@@ -39,6 +39,10 @@ EPILOGUES = {
     "  shim explain mnist_mlp torch:compile torch --rounds 6\n"
     "  shim explain imdb_fasttext-ngrams=1 jax torch --json\n"
     "  shim explain --run .shim/runs/20260101-120000-mnist_mlp.jsonl",
+    "causes": "Examples:\n\n\b\n  shim causes --list                 what is suspected, and what was predicted\n"
+    "  shim causes                        test all, about five minutes\n"
+    "  shim causes numpy-threads tensorflow-call --rounds 12\n"
+    "  shim causes --run .shim/runs/20260101-120000-causes.jsonl --json",
     "map": "Examples:\n\n\b\n  shim map lstm\n"
     "  shim map dense --backends numpy,torch --budget 120\n"
     "  shim map conv2d --direction forward --json\n"
@@ -467,6 +471,72 @@ def explain(
         _print_json(explanation.as_json(found))
     else:
         explanation.print_explanation(found, _console())
+        _tell(path, page_path)
+
+
+@command
+@click.argument("names", nargs=-1)
+@click.option("--list", "listed", is_flag=True, help="Only list the suspected causes with their predictions.")
+@click.option("--rounds", type=click.IntRange(1), help="Fresh processes for each contestant.")
+@click.option("--sweeps", type=click.IntRange(1), help="Blocks of each row in each round.")
+@block_option
+@threads_option
+@output_option
+@run_option("Judge a run that was measured before.")
+@json_option
+def causes(
+    names: tuple[str, ...],
+    listed: bool,
+    rounds: int | None,
+    sweeps: int | None,
+    block_seconds: float | None,
+    threads: int | None,
+    output: Path | None,
+    run_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Test suspected causes of gaps between backends: switch one thing, and compare with what was predicted.
+
+    A cause is confirmed, refuted or undecided. Without NAMES all are tested whose backends are installed.
+    """
+    from shim import environments
+    from shim.explain import attribution, hypotheses
+    from shim.explain import causes as testing
+    from shim.measure import bench as benching
+    from shim.measure import runfile
+    from shim.report import causes as showing
+
+    chosen = testing.choose(_split(names), hypotheses.CAUSES)
+    if listed:
+        if as_json:
+            _print_json(showing.list_as_json(chosen))
+        else:
+            showing.print_list(chosen, _console())
+        return
+    if run_file:
+        if names:
+            raise click.UsageError("--run takes the causes from the run file")
+        run, path = runfile.read(run_file), run_file
+    else:
+        there = environments.installed()
+        for cause in chosen:
+            for target in cause.targets if names else ():
+                environments.python(target)
+        for cause in [cause for cause in chosen if not set(cause.targets) <= set(there)]:
+            chosen.remove(cause)
+            missing = " ".join(target for target in cause.targets if target not in there)
+            click.echo(f"left out: {cause.name}, which needs: shim env {missing}", err=True)
+        path = output or _run_path("causes")
+        settings = testing.SETTINGS | {"rounds": rounds or testing.ROUNDS}
+        given = {"sweeps": sweeps, "block_seconds": block_seconds, "threads": threads}
+        settings |= {name: value for name, value in given.items() if value is not None}
+        run = benching.run(path, **testing.plan(chosen), **settings, progress=Progress(), choose=attribution.all_parts)
+    found = testing.judge_all(run, hypotheses.CAUSES)
+    page_path = showing.write(run, found, path.with_suffix(".html"))
+    if as_json:
+        _print_json(showing.as_json(run, found))
+    else:
+        showing.print_findings(found, _console())
         _tell(path, page_path)
 
 

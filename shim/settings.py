@@ -1,6 +1,6 @@
 """Settings of a target's process: one thing changed, such as ``torch/one-thread``, so that its effect can be measured.
 
-A target with a setting uses the environment of the target without it. It is a contestant of its own in every comparison.
+A target with a setting uses the environment of the target without it, and is a contestant of its own.
 """
 
 from __future__ import annotations

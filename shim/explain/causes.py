@@ -12,8 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from shim import cases, statistics
 
 ROUNDS = 8
@@ -68,7 +66,7 @@ class Finding:
     """What became of a cause: ``confirmed``, ``refuted`` or ``undecided``, and why in ``note``.
 
     ``gap`` and ``rest`` are ratios of the slow one to the fast one, with the cause and without it, ``effect`` the first
-    divided by the second.
+    divided by the second. ``times`` are those of ``cause.rows``, in seconds.
     """
 
     cause: Cause
@@ -77,6 +75,7 @@ class Finding:
     gap: statistics.Ratio
     rest: statistics.Ratio
     effect: statistics.Ratio
+    times: tuple[statistics.Estimate, ...]
     rounds: int
 
 
@@ -111,24 +110,26 @@ def judge_all(run: Any, known: Mapping[str, Cause]) -> list[Finding]:
     if not tested:
         raise ValueError(f"{run.path} has the rows of no known cause; make it with: shim causes")
     samples = {(row.case, row.contestant): row.samples for row in statistics.rows(run)}
-    return [judge(cause, samples, _reasons(run, cause)) for cause in tested]
+    return [judge(cause, samples, list(_reasons(run, cause))) for cause in tested]
 
 
 def judge(cause: Cause, samples: Mapping[tuple[str, str], statistics.Samples], reasons: Sequence[str] = ()) -> Finding:
     """Judge a cause by the samples of its rows; ``reasons`` say why some of them may be missing."""
-    gap, rest = (_ratios(samples, pair) for pair in (cause.gap, cause.rest))
-    effect = statistics.ratio(gap, rest)
-    whole, left = (statistics.ratio(ratios, np.ones_like(ratios)) for ratios in (gap, rest))
-    verdict, note = _verdict(cause, whole, effect)
-    rounds = statistics.round_count(statistics.paired_ratios(gap, rest))
-    return Finding(cause, verdict, "; ".join(reasons) or note if rounds == 0 else note, whole, left, effect, rounds)
+    (gap, gaps), (rest, rests) = (_ratios(samples, *pair) for pair in (cause.gap, cause.rest))
+    effect = statistics.ratio(gaps, rests)
+    verdict, note = _verdict(cause, gap, effect)
+    rounds = statistics.round_count(statistics.paired_ratios(gaps, rests))
+    times = tuple(statistics.median_time(samples.get(row, ())) for row in cause.rows)
+    note = "; ".join(reasons) if reasons and not rounds else note
+    return Finding(cause, verdict, note, gap, rest, effect, times, rounds)
 
 
 def _ratios(
-    samples: Mapping[tuple[str, str], statistics.Samples], pair: tuple[tuple[str, str], tuple[str, str]]
-) -> np.ndarray:
-    slow, fast = (samples.get(row, ()) for row in pair)
-    return statistics.paired_ratios(slow, fast)
+    samples: Mapping[tuple[str, str], statistics.Samples], slow: tuple[str, str], fast: tuple[str, str]
+) -> tuple[statistics.Ratio, statistics.Samples]:
+    """Return the ratio of two rows and that of each of their blocks, laid out as samples are."""
+    pair = samples.get(slow, ()), samples.get(fast, ())
+    return statistics.ratio(*pair), statistics.paired_ratios(*pair).tolist()
 
 
 def _verdict(cause: Cause, gap: statistics.Ratio, effect: statistics.Ratio) -> tuple[str, str]:
@@ -138,9 +139,10 @@ def _verdict(cause: Cause, gap: statistics.Ratio, effect: statistics.Ratio) -> t
     if gap.verdict == "unknown" or not effect.low <= effect.high:
         return "undecided", "the samples do not decide"
     if effect.high < low or effect.low > high:
-        return "refuted", "no effect" if effect.verdict == "tie" else "the effect is not as large as predicted" if (
-            effect.high < low
-        ) else "the effect is larger than predicted"
+        return (
+            "refuted",
+            "the effect is smaller than predicted" if effect.high < low else "the effect is larger than predicted",
+        )
     if effect.low > 1:
         return "confirmed", ""
     return "undecided", "the samples do not decide"

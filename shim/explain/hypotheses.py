@@ -1,9 +1,9 @@
 """The suspected causes that ``shim causes`` tests: a table of questions with predictions made before measuring.
 
-Predictions rest on counts of operations, bytes, steps and calls, and on rates that other measurements gave on a CPU of
-two cores with AVX2: 70 (CNTK) to 180 (torch) billion operations a second in large products, 28 GB/s from memory, 0.2 ms
-for a call of a TensorFlow graph, 3 µs for one of torch, 45 µs for gradients by torch. On another machine a prediction may
-fail; then it says ``refuted``, and that is a result.
+Predictions rest on counts of operations, bytes, steps and calls, and on rates that earlier comparisons gave on two
+cores of an AMD EPYC: 70 (CNTK) to 180 (torch) billion operations a second in large products, 28 GB/s from memory, 0.2 ms for
+a call of a TensorFlow graph, 3 µs for one of torch, 45 µs for gradients by torch. On another machine a prediction may
+fail. It is then ``refuted``, which is a result as well.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _ALL = (
         switch="the same products in a tenth of the steps, with ten times the batch",
         case_without="lstm/forward/N320-T10-I128-H64/float32",
         predicted=(1.1, 2.5),
-        because="A step has 12 nodes of about 5 µs each: 90 steps less save 5 of CNTK's 17 ms, and TensorFlow, whose steps "
-        "cost 15 kernels of 1 to 2 µs, saves a smaller share.",
+        because="A step has 12 nodes of about 5 µs each: 90 steps less save 5 of CNTK's 17 ms, and TensorFlow, whose "
+        "steps cost 15 kernels of 1 to 2 µs, saves a smaller share.",
     ),
     Cause(
         name="cntk-dense-mkl",
@@ -40,8 +40,8 @@ _ALL = (
         switch="MKL told to take its code for AVX2",
         slow_without="cntk/mkl-avx2",
         predicted=(1.5, 3.0),
-        because="128-bit multiplications and additions are 16 operations a cycle, 256-bit fused ones 32: twice the rate, "
-        "more where the old code also blocks for small caches.",
+        because="128-bit multiplications and additions are 16 operations a cycle, 256-bit fused ones 32: twice the "
+        "rate, more where the old code also blocks for small caches.",
     ),
     Cause(
         name="cntk-conv-mkl",
@@ -53,8 +53,8 @@ _ALL = (
         switch="MKL told to take its code for AVX2",
         slow_without="cntk/mkl-avx2",
         predicted=(1.3, 4.0),
-        because="Twice the rate as in a dense layer, less the transposes around it (5 to 20 %), more if MKL's convolutions "
-        "have no code of their own for old CPUs.",
+        because="Twice the rate as in a dense layer, less the transposes around it (5 to 20 %), more if MKL's "
+        "convolutions have no code of their own for old CPUs.",
     ),
     Cause(
         name="tensorflow-conv-onednn",
@@ -66,8 +66,8 @@ _ALL = (
         switch="TensorFlow without oneDNN",
         fast_without="tensorflow/no-onednn",
         predicted=(1.1, 2.5),
-        because="Eigen copies patches of 15 x 15 x 576 numbers a sample before it multiplies, 17 MB to write and read, "
-        "about 1 ms beside 2 to 3 ms of products; oneDNN reads the image in place.",
+        because="Eigen copies patches of 15 x 15 x 576 numbers a sample before it multiplies, 17 MB to write and "
+        "read, about 1 ms beside 2 to 3 ms of products; oneDNN reads the image in place.",
     ),
     Cause(
         name="cntk-lstm-mkl",
@@ -79,7 +79,8 @@ _ALL = (
         switch="MKL told to take its code for AVX2",
         slow_without="cntk/mkl-avx2",
         predicted=(1.05, 1.5),
-        because="315 million operations at 70 billion a second are 4.5 of CNTK's 17 ms; at twice the rate 2 ms are saved.",
+        because="315 million operations at 70 billion a second are 4.5 of CNTK's 17 ms; at twice the rate 2 ms are "
+        "saved.",
     ),
     Cause(
         name="fasttext-table",
@@ -91,8 +92,9 @@ _ALL = (
         switch="descent on the rows in use alone (table_gradient=rows)",
         case_without=_TABLE.format("-table_gradient=rows"),
         predicted=(1.2, 6.0),
-        because="The table has 24 MB. CNTK makes its dense gradient at about 1 GB/s and NumPy moves the weights in 4 passes: "
-        "30 ms; TensorFlow passes over it about 7 times at 20 GB/s: 8 ms. On rows it is about 2.5 against 1 ms.",
+        because="The table has 24 MB. CNTK makes its dense gradient at about 1 GB/s and NumPy moves the weights in 4 "
+        "passes: 30 ms; TensorFlow passes over it about 7 times at 20 GB/s: 8 ms. On rows it is about 2.5 "
+        "against 1 ms.",
     ),
     Cause(
         name="tensorflow-call",
@@ -104,8 +106,8 @@ _ALL = (
         switch="the same layer on 512 times the batch",
         case_without="dense/forward/N16384-I64-O16/float32",
         predicted=(15.0, 80.0),
-        because="0.2 ms against 3 µs is 60 times; with 34 million operations and 5 MB more, about 0.5 ms, it is 0.7 against "
-        "0.5 ms: 1.4 times.",
+        because="0.2 ms against 3 µs is 60 times; with 34 million operations and 5 MB more, about 0.5 ms, it is 0.7 "
+        "against 0.5 ms: 1.4 times.",
     ),
     Cause(
         name="torch-gradients",
@@ -129,8 +131,8 @@ _ALL = (
         switch="torch with one thread",
         fast_without="torch/one-thread",
         predicted=(1.3, 2.1),
-        because="One CPU of two takes twice as long where the data, 8 MB, come from the shared cache, and less than twice as "
-        "far as both wait for memory.",
+        because="One CPU of two takes twice as long where the data, 8 MB, come from the shared cache, and less than "
+        "twice as far as both wait for memory.",
     ),
     Cause(
         name="cntk-lstm-threads",
@@ -166,8 +168,8 @@ _ALL = (
         switch="a graph of unrolled steps, which the backend takes up to 128 steps",
         case_without="lstm/forward/N16-T128-I32-H32/float32",
         predicted=(1.3, 4.0),
-        because="A step has about 15 kernels of 1 to 2 µs, a turn of the loop 20 to 30 more, which enter, merge, switch and "
-        "count.",
+        because="A step has about 15 kernels of 1 to 2 µs, a turn of the loop 20 to 30 more, which enter, merge, "
+        "switch and count.",
     ),
     Cause(
         name="keras-step",
@@ -179,7 +181,8 @@ _ALL = (
         switch="a batch of 256",
         case_without="mnist_mlp/train_step/N256/float32",
         predicted=(1.2, 4.0),
-        because="About 1 ms of Python a step beside 1 ms of a batch of 8, which moves all weights, and 6 ms of one of 256.",
+        because="About 1 ms of Python a step beside 1 ms of a batch of 8, which moves all weights, and 6 ms of one of "
+        "256.",
     ),
 )  # fmt: skip
 

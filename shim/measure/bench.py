@@ -59,11 +59,12 @@ def run(
 ) -> runfile.Run:
     """Compare targets on cases, write every sample to a new run file and return what it holds.
 
-    A target is ``backend``, ``backend@version``, either with ``/setting``, and followed by ``:mode`` for that mode alone;
-    ``modes="all"`` takes every mode of each backend. ``only`` has the labels of those that take part in a case, by the
-    case's id; in a case that it does not name all of them do. ``threads`` is the number of threads and CPUs of each worker, by default all that
-    this process may use. After each round ``choose`` may say which cases the next one has, and with none end the run.
-    In the first ``alone`` rounds workers start and build one after the other, which makes those times clean.
+    A target is ``backend`` or ``backend@version``, with ``/setting`` or without (:mod:`shim.settings`), followed by
+    ``:mode`` for that mode alone; ``modes="all"`` takes every mode of each backend. ``only`` names the contestants of a
+    case by their labels; in cases that it leaves out all take part. ``threads`` is the number of threads and CPUs of
+    each worker, by default all that this process may use. After each round ``choose`` may say which cases the next one
+    has, and with none end the run. In the first ``alone`` rounds workers start and build one after the other, which
+    makes those times clean.
     Raises ``ValueError`` for bad input, :class:`RunInterrupted` after Ctrl-C,
     :class:`shim.measure.runfile.RunFileError` where the file cannot be written, ``RuntimeError`` if no target works.
     """
