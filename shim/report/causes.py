@@ -71,7 +71,8 @@ def _cells(finding: Finding) -> dict[str, str]:
 
 def print_findings(findings: Sequence[Finding], console: Console) -> None:
     """Print what became of the causes: a table, then an answer to each question."""
-    table = empty_table(True, "cause", ">gap", ">without it", ">effect", ">interval", ">predicted", "verdict")
+    table = empty_table(False, ">cause", ">gap", ">left", ">effect", ">interval", ">predicted", "verdict")
+    table.columns[0].justify = "left"
     for finding in findings:
         *cells, verdict = _cells(finding).values()
         table.add_row(*map(Text, cells), Text(verdict, style=STYLES[verdict]))
