@@ -100,7 +100,7 @@ def test_missing_rows_leave_a_cause_undecided_with_the_reason():
     assert np.isnan(found.effect.value)
 
 
-# ---------------------------------------------------------------------------------------------------- the table of causes
+# -------------------------------------------------------------------------------------------------- the table of causes
 
 
 def modes_of(backend):
@@ -163,7 +163,11 @@ def test_only_confirmed_causes_are_told_as_causes(run):
     told = list(showing.sentences(found))
     assert told[0] == "2 suspected causes tested: 1 confirmed and 1 refuted."
     assert len(told) == 2
-    assert "Because it has one thread: 4.00 times the time of torch, without that 2.00." in told[1]
+    assert "ecause it has one thread: 4.00 times the time of torch, without that 2.00." in told[1]
+    assert found[0].share == pytest.approx(0.5, abs=0.01)
+    for effect, start in ((1.9, "In part because"), (2.1, "Because")):
+        finding = replace(found[0], effect=replace(found[0].effect, value=effect))
+        assert f"torch? {start} it has one thread" in showing.answer(finding)
     assert "Not shown to be because" in showing.answer(found[1])
 
 

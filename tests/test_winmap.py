@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from shim import cases
-from shim.explain import winmap
+from shim.explain import prediction, winmap
 from shim.measure import bench, runfile
 from shim.report import winmap as report
 
@@ -229,3 +229,40 @@ def test_a_run_goes_on_with_the_cases_chosen_and_ends_without_any(tmp_path, monk
     assert played == [set(both), set(both), {both[1]}, {both[0]}, set()]
     assert {(c["round"], c["target"]) for c in run.ceilings} == {(k, name) for k in (0, 1) for name in ("good", "slow")}
     assert run.failures == []
+
+
+# -------------------------------------------------------------------------------------------------------- predictions
+
+WIDE = winmap.Grid("lstm", (("T", (2, 5, 11)), ("N", (1, 3, 7)), ("I=H", (4, 9, 16))))
+CONSTANTS = {"numpy": (1e-5, 3e-6, 2e-11, 5e-10), "torch": (3e-5, 0.0, 1e-11, 1e-10)}
+
+
+def by_the_model(point):
+    case = WIDE.cells("forward")[point]
+    return [float(np.dot(constants, prediction.amounts(case))) for constants in CONSTANTS.values()]
+
+
+def test_a_model_of_the_work_finds_its_constants_and_predicts_what_was_left_out(made):
+    for spread, most in ((0.0, 1e-6), (0.05, 0.05)):
+        models = prediction.predict(made(by_the_model, spread=spread, grid=WIDE))
+        assert [model.contestant for model in models] == list(CONSTANTS)
+        assert all(model.error <= most for model in models)
+        assert {len(model.seconds) for model in models} == {len(WIDE.cells())}
+    exact = prediction.predict(made(by_the_model, spread=0.0, grid=WIDE))
+    for model, constants in zip(exact, CONSTANTS.values(), strict=True):
+        assert tuple(model.constants.values()) == pytest.approx(constants, rel=1e-3, abs=1e-15)
+
+
+def test_times_that_have_nothing_to_do_with_the_work_are_predicted_badly(made):
+    rng = np.random.default_rng(3)
+    (model, _) = prediction.predict(made(lambda point: 1e-4 * 10 ** rng.uniform(0, 3, 2), grid=WIDE))
+    assert model.error > 0.3
+
+
+def test_a_map_tells_how_well_its_times_are_predicted_if_it_has_enough_shapes(made):
+    told = " ".join(report.sentences(made(by_the_model, grid=WIDE)))
+    assert "predicts the times of the other half with these median errors: numpy" in told
+    few = winmap.Grid("dense", (("N", (1,)), ("I", (5, 7, 11)), ("O", (2, 4, 8, 16))))
+    found = made(lambda point: (1e-4, 2e-4), grid=few)
+    assert prediction.predict(found) == []
+    assert "predicts" not in " ".join(report.sentences(found))

@@ -8,6 +8,7 @@ cause is confirmed only if the whole interval of its effect lies above 1 and ove
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,6 +78,11 @@ class Finding:
     effect: statistics.Ratio
     times: tuple[statistics.Estimate, ...]
     rounds: int
+
+    @property
+    def share(self) -> float:
+        """The part of the gap that the effect makes, as a share of logarithms, since factors multiply."""
+        return math.log(self.effect.value) / math.log(self.gap.value)
 
 
 def choose(names: Sequence[str], known: Mapping[str, Cause]) -> list[Cause]:

@@ -17,6 +17,7 @@ from shim.report import colours, page, words
 from shim.report.table import empty_table
 from shim.statistics import Estimate
 
+MOST = 0.5  # share of the gap from which on a cause is not one among several
 STYLES = {"confirmed": "bold green", "refuted": "red", "undecided": "dim"}
 
 
@@ -34,7 +35,8 @@ def answer(finding: Finding) -> str:
     if finding.verdict == "confirmed":
         gap, rest = _times(finding.gap), _times(finding.rest)
         return (
-            f"{cause.question} Because {cause.hypothesis}: {gap} times the time of {cause.fast}, without that {rest}."
+            f"{cause.question} {'Because' if finding.share >= MOST else 'In part because'} {cause.hypothesis}: "
+            f"{gap} times the time of {cause.fast}, without that {rest}."
         )
     measured = f" Measured: {_times(effect)} {_interval(effect)}, predicted: {_range(cause)}." if finding.rounds else ""
     if finding.verdict == "refuted":

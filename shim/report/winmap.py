@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from shim.explain import prediction
 from shim.explain.winmap import RATE, Cell, WinMap
 from shim.measure.runfile import plain
 from shim.report import colours, page, words
@@ -33,6 +34,13 @@ def sentences(found: WinMap) -> Iterator[str]:
         f"Of the wins, no more than {100 * RATE:.0f} % are expected to be false (Benjamini-Hochberg over the map); "
         "within 3 % is a tie."
     )
+    models = prediction.predict(found)
+    if models:
+        errors = [f"{words.line(model.contestant, 40)} {100 * model.error:.0f} %" for model in models]
+        yield (
+            "A model of the work (calls, steps, operations, bytes), fitted to one half of the shapes, predicts the times "
+            f"of the other half with these median errors: {', '.join(errors)}."
+        )
 
 
 def crossings(found: WinMap) -> Iterator[str]:
@@ -122,6 +130,7 @@ def as_json(found: WinMap) -> dict[str, Any]:
                 for cell in found.cells.values()
             ],
             "crossovers": [vars(c) for c in found.crossovers],
+            "predictions": [vars(model) for model in prediction.predict(found)],
             "failures": list(found.failures),
         }
     )

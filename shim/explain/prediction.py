@@ -1,0 +1,76 @@
+"""Times of shapes that were left out, by a model of the work that is fitted to other shapes.
+
+The model of a contestant on an op is *call + steps x turn + operations / rate + bytes / bandwidth*. Its four constants
+are fitted to measured times by least squares of relative errors, none of them negative. How far it holds is seen where
+it was not fitted: each half of the shapes of a map is predicted from the other half.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import optimize
+
+from shim import cases
+from shim.explain.winmap import WinMap
+
+TERMS = ("call", "steps", "operations", "bytes")
+FEWEST = 2 * len(TERMS)  # shapes in a half
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The model of one contestant: ``constants`` in seconds a unit of each of :data:`TERMS`, fitted to all shapes.
+
+    ``seconds`` are the times of the shapes by case id, each predicted from the half of the map that it is not in, and
+    ``error`` is the median of their relative errors.
+    """
+
+    contestant: str
+    constants: Mapping[str, float]
+    seconds: Mapping[str, float]
+    error: float
+
+
+def amounts(case: cases.Case) -> list[float]:
+    """Return how much of each of :data:`TERMS` a case has."""
+    work = case.work()
+    steps = dict(case.dims)["T"] if case.op in ("lstm", "bilstm") else 0
+    return [1.0, float(steps), work.flops, work.bytes]
+
+
+def fit(amount: np.ndarray, seconds: np.ndarray) -> np.ndarray:
+    """Return the constants that fit times best: ``amount`` (shapes, terms) and ``seconds`` (shapes) give (terms)."""
+    relative = amount / seconds[:, None]
+    scale = np.where(relative.any(axis=0), np.abs(relative).max(axis=0), 1.0)
+    constants, _ = optimize.nnls(relative / scale, np.ones(len(seconds)))
+    result: np.ndarray = constants / scale
+    return result
+
+
+def predict(found: WinMap, seed: int = 0) -> list[Prediction]:
+    """Return the model of each contestant of a map that has enough shapes."""
+    return [
+        _predict(name, {cell.case: cell.seconds[name] for cell in cells}, seed)
+        for name in found.contestants
+        if len(cells := [cell for cell in found.cells.values() if name in cell.seconds]) >= 2 * FEWEST
+    ]
+
+
+def _predict(name: str, times: Mapping[str, float], seed: int) -> Prediction:
+    amount = np.array([amounts(cases.parse(id)) for id in times])
+    seconds = np.array(list(times.values()))
+    order = np.random.default_rng(seed).permutation(len(seconds))
+    predicted = np.empty_like(seconds)
+    for known, left_out in _halves(order):
+        predicted[left_out] = amount[left_out] @ fit(amount[known], seconds[known])
+    error = float(np.median(np.abs(predicted / seconds - 1)))
+    constants = dict(zip(TERMS, fit(amount, seconds).tolist(), strict=True))
+    return Prediction(name, constants, dict(zip(times, predicted.tolist(), strict=True)), error)
+
+
+def _halves(order: Sequence[int] | np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    first, second = np.array_split(np.asarray(order), 2)
+    return [(first, second), (second, first)]
