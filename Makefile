@@ -24,9 +24,13 @@ space := $() $()
   test-cntk test-cntk-sample test-cntk-upstream test-cntk-pythons
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
-bench: $(TOOL)  ## Compare the backends on the layers of two models; print a table and the path of the report
+bench: $(TOOL)  ## Compare the backends on layers and on training steps of all models; print a table and the report's path
+	@$(SHIM) env $(TARGETS) || echo 'Going on without the backends that could not be installed.'
+	$(SHIM) bench --set scaled --rounds 4 $(ARGS)
+
+bench-layers: $(TOOL)  ## The same on the layers of two models alone, with narrower intervals
 	@$(SHIM) env $(TARGETS) || echo 'Going on without the backends that could not be installed.'
 	$(SHIM) bench --set article --model mnist_mlp --model imdb_bidirectional_lstm $(ARGS)
 

@@ -15,7 +15,7 @@ import example_run as example
 import test_explain
 
 from shim import article
-from shim.explain import winmap
+from shim.explain import hypotheses, winmap
 
 TWO = (("numpy", "eager"), ("torch", "eager"))
 GRID = winmap.Grid("dense", (("N", (1, 3)), ("I", (5,)), ("O", (2, 4, 8))))
@@ -27,6 +27,16 @@ def map_of_two() -> Iterator[dict[str, Any]]:
     cells = GRID.cells()
     seconds = [(1e-4, 2e-4) if point[2] <= 4 else (2e-4, 1e-4) for point in cells]
     return example.records(TWO, [case.id for case in cells.values()], seconds, 5, 2)
+
+
+def one_cause() -> Iterator[dict[str, Any]]:
+    """One thread of torch takes twice as long as two, and numpy twice as long again."""
+    cause = hypotheses.CAUSES["numpy-threads"]
+    contestants = [name for _, name in cause.rows]
+    targets = [(name, "eager") for name in contestants]
+    first, *rest = example.records(targets, [cause.case], [[4e-3, 1e-3, 2e-3]], 5, 2)
+    first["config"]["only"] = {cause.case: contestants}
+    return iter([first, *rest])
 
 
 def large() -> Iterator[dict[str, Any]]:
@@ -59,6 +69,7 @@ def write_all(folder: Path) -> None:
         ("20260101-120000-article", example.records()),
         ("20260101-110000-case", example.records(TWO, example.CASES[:1], [(1e-3, 2e-3)], 3, 2)),
         ("20260101-120000-map-dense", map_of_two()),
+        ("20260101-120000-causes", one_cause()),
         ("20260101-120000-mnist_mlp", test_explain.records(rounds=3)),
         ("20260101-130000-mnist_mlp", example.epochs()),
     ):

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from test_report_page import SHOWN, Page, assert_whole
 
 from shim import cli
-from shim.explain import winmap
+from shim.explain import hypotheses, winmap
 from shim.report import history, shown, site
 from tools import asv_site
 
@@ -58,10 +58,10 @@ def broken_links(folder, found):
 
 def test_there_is_a_page_of_every_kind_and_of_the_samples_of_every_case(made):
     top = sorted(path.name for path in made.glob("*.html"))
-    sections = ["index", "ratios", "maps", "why", "article", "training", "environment"]
+    sections = ["index", "ratios", "maps", "why", "causes", "article", "training", "environment"]
     assert top == sorted(f"{name}.html" for name in [*sections, "ratios-2"])
     found = pages(made)
-    assert [link["href"] for link in found["why.html"].all("a")[1:8]] == [f"{name}.html" for name in sections]
+    assert [link["href"] for link in found["why.html"].all("a")[1:9]] == [f"{name}.html" for name in sections]
     assert len(list(made.glob("samples/maps-*.html"))) == 6
     assert len([name for name in found if name.startswith("samples/ratios")]) == len(example.CASES) + 1
 
@@ -88,6 +88,11 @@ def test_every_ratio_leads_to_its_samples(made, name):
     cells = re.findall(r'<td class="n" .*?</td>', table)
     assert len(cells) >= 2
     assert all('<a href="samples/ratios' in cell for cell in cells)
+
+
+def test_every_row_that_a_cause_rests_on_leads_to_its_samples(made):
+    links = [link["href"] for link in pages(made)["causes.html"].all("a") if link["href"].startswith("samples/")]
+    assert len(links) == len(hypotheses.CAUSES["numpy-threads"].rows)
 
 
 def test_every_cell_of_a_map_and_every_part_of_a_gap_leads_to_its_samples(made):

@@ -136,8 +136,13 @@ def as_json(run: Any, findings: Iterable[Finding]) -> dict[str, Any]:
     return result
 
 
-def render(run: Any, findings: Sequence[Finding]) -> str:
-    """Return findings as the text of an HTML page."""
+def title(findings: Sequence[Finding]) -> str:
+    """Name findings by how many there are."""
+    return words.count(len(findings), "suspected cause")
+
+
+def render(run: Any, findings: Sequence[Finding], site: Any = None) -> str:
+    """Return findings as a page, which may be one of a ``site``: see :class:`shim.report.site.Place`."""
     names = [name for finding in findings for _, name in finding.cause.rows]
     ends = [
         e for f in findings for e in (*f.cause.predicted, f.effect.low, f.effect.high) if math.isfinite(e) and e > 0
@@ -153,10 +158,14 @@ def render(run: Any, findings: Sequence[Finding]) -> str:
         }
         for finding in findings
     ]
-    told = list(sentences(findings))
-    title = words.count(len(findings), "suspected cause")
     return page.fill(
-        "causes.html", **page.of_run(run), title=title, sentences=told, rows=rows, styles=colours.styles(names)
+        "causes.html",
+        **page.of_run(run),
+        site=site,
+        title=title(findings),
+        sentences=list(sentences(findings)),
+        rows=rows,
+        styles=colours.styles(names),
     )
 
 

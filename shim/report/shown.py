@@ -12,10 +12,11 @@ from typing import Any
 
 from shim import article as benchmark
 from shim import cases, statistics
-from shim.explain import attribution
+from shim.explain import attribution, causes, hypotheses
 from shim.explain import winmap as mapping
 from shim.measure import runfile
 from shim.report import article, article_page, explanation, page, winmap, words
+from shim.report import causes as tested
 from shim.report.summary import Summary, summarise
 
 _TIME_OF_FILE = re.compile(r"^\d{8}-\d{6}-")
@@ -66,6 +67,12 @@ def show(path: Path, baseline: str | None = None) -> Shown:
         name = f"{found.grid.op}, {words.DIRECTIONS[found.direction]}"
         render: Any = partial(winmap.render, run, found)
         return replace(shown, kind="map", name=name, title=winmap.title(found), sentences=told, render=render)
+    if "only" in run.header["config"]:
+        with suppress(ValueError):  # then none of its causes is known any more
+            findings = causes.judge_all(run, hypotheses.CAUSES)
+            told = list(tested.sentences(findings))
+            title, render = tested.title(findings), partial(tested.render, run, findings)
+            return replace(shown, kind="causes", title=title, sentences=told, render=render)
     if any(cases.OPTIMIZER_STEP in id for id in run.header["config"].get("cases", ())):
         with suppress(ValueError):  # then it is a comparison like any other
             e = attribution.explain(run, *list(statistics.labels(run).values())[:2])

@@ -20,6 +20,7 @@ SECTIONS = {
     "bench": ("ratios", "Ratios", "shim bench --set article"),
     "map": ("maps", "Win maps", "shim map dense"),
     "explain": ("why", "Why", "shim explain mnist_mlp torch tensorflow"),
+    "causes": ("causes", "Causes", "shim causes"),
     "article": ("article", "Article 2017", "shim article --scale 0.02 --epochs 3"),
     "train": ("training", "Training", "shim train mnist_mlp"),
 }
