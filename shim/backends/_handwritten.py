@@ -84,7 +84,7 @@ def embedding(work, ids, table, *, table_gradient="dense"):
 
 def _scattered(work, table, pieces):
     """Return the dense gradient of a table whose rows come in pieces."""
-    a = work(_dense_gradient, *table.shape, table.dtype)
+    a = work(dense_gradient, *table.shape, table.dtype)
     a.values[a.touched] = 0
     (ids, rows), *others = pieces
     a.values[ids] = rows
@@ -128,7 +128,7 @@ def _gathered(xp, keep, n, t, width, dtype):
     return xp.empty((min(n, max(1, BLOCK // (t * width))), t, width), dtype)
 
 
-def _dense_gradient(xp, keep, rows, width, dtype):
+def dense_gradient(xp, keep, rows, width, dtype):
     return SimpleNamespace(values=xp.zeros((rows, width), dtype), touched=xp.empty(0, xp.intp))
 
 

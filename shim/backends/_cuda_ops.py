@@ -1,0 +1,202 @@
+"""Ops on CUDA kernels where these are faster than array functions: LSTMs, embedding averages, the optimizers' steps.
+
+The methods of :class:`CudaOps` are called like the functions of :mod:`shim.backends._handwritten` and return the same:
+a result and its pullback. They compute in float32; for another dtype, and for LSTMs of more than 128 units, they leave
+it to those functions. Products are left to the array module.
+"""
+
+from __future__ import annotations
+
+import functools
+
+from shim.backends import _handwritten
+from shim.backends._cuda_kernels import Kernels
+from shim.backends._handwritten import Rows
+from shim.models import optimizers
+
+#: hidden units of the LSTM kernels, rounded up to one of these -> units of a thread, weights that it keeps in registers
+LSTM_SIZES = {16: (1, 4), 32: (1, 8), 48: (1, 12), 64: (1, 16), 80: (1, 20), 96: (1, 24), 112: (2, 22), 128: (2, 22)}
+VECTORS = (4, 2, 1)  # floats that a thread reads at once
+BLOCK = 256  # threads
+WIDEST = 1024  # threads of a block that averages one sample
+POSITIONS_OF_GROUP = 4  # that one group of lanes has under way
+PER_THREAD = 4  # elements of a weight
+
+
+def lstm_constants(hidden, hard=False):
+    """Return the constants of the LSTM kernels for so many hidden units."""
+    padded = next(size for size in LSTM_SIZES if hidden <= size)
+    units, held = LSTM_SIZES[padded]
+    return {"HIDDEN": hidden, "PADDED": padded, "UNITS": units, "HELD": held, "HARD": int(hard)}
+
+
+def lstm_launch(padded):
+    """Return the threads of a block, and the bytes of shared memory forward and backward."""
+    units, held = LSTM_SIZES[padded]
+    threads = 4 * padded // units
+    housed = 16 * (padded // 4 - held) * units * threads
+    return threads, housed + 4 * 2 * padded, housed + 16 * 2 * padded
+
+
+def lanes(width):
+    """Return how many threads share a row of so many floats, and the floats of each access."""
+    vector = next(size for size in VECTORS if width % size == 0)
+    return next((n for n in (8, 16) if width // vector <= n), 32), vector
+
+
+class CudaOps:
+    """Ops over an array module, with kernels that ``load(kernels)`` makes ready to launch.
+
+    With ``deterministic`` the gradient of a table sums in one order, which takes a sort of the ids.
+    """
+
+    def __init__(self, xp, load=Kernels.on_gpu, deterministic=False):
+        self._xp, self._deterministic = xp, deterministic
+        self._load = functools.cache(lambda name, constants: load(Kernels(name, **dict(constants))))
+
+    def _module(self, name, **constants):
+        return self._load(name, tuple(constants.items()))
+
+    # ------------------------------------------------------------------------------------------------------- LSTMs
+
+    def lstm(self, work, x, w_x, w_h, b, *, return_sequences=False, reverse=False, recurrent_activation="sigmoid"):
+        options = {"return_sequences": return_sequences, "recurrent_activation": recurrent_activation}
+        if not _fits(x, w_h):
+            return _handwritten.lstm(work, x, w_x, w_h, b, reverse=reverse, **options)
+        return self._recurrence(work, x, [(w_x, w_h, b)], [reverse], **options)
+
+    def bilstm(self, work, x, *weights, return_sequences=False, recurrent_activation="sigmoid"):
+        options = {"return_sequences": return_sequences, "recurrent_activation": recurrent_activation}
+        if not _fits(x, weights[1]):
+            return _handwritten.bilstm(work, x, *weights, **options)
+        return self._recurrence(work, x, [weights[:3], weights[3:]], [False, True], **options)
+
+    def _recurrence(self, work, x, weights, reverse, return_sequences, recurrent_activation):
+        """Run one LSTM for each of ``weights``, all directions in one launch, through the steps in its order."""
+        xp, (n, t, i), h, d = self._xp, x.shape, len(weights[0][1]), len(weights)
+        constants = lstm_constants(h, recurrent_activation == "hard_sigmoid")
+        launch, (threads, *shared) = self._module("lstm", **constants), lstm_launch(constants["PADDED"])
+        order = sum(1 << k for k in range(d) if reverse[k])
+        w_x = xp.concatenate([w for w, _, _ in weights], axis=1)
+        w_h = xp.stack([w for _, w, _ in weights])
+        zx = xp.matmul(x.reshape(n * t, i), w_x)
+        zx += xp.concatenate([b for _, _, b in weights])
+        y = xp.empty((n, t, d * h), x.dtype) if return_sequences or work.keep else None
+        last = None if return_sequences else xp.empty((n, d * h), x.dtype)
+        gates, cells = (xp.empty((n, t, d, size), x.dtype) if work.keep else None for size in (4 * h, h))
+        launch("lstm_forward", (n, d), (threads,), zx, w_h, y, last, gates, cells, t, order, shared=shared[0])
+
+        def pullback(dy, first=True):
+            dy, dz = xp.ascontiguousarray(dy), xp.empty((n, t, d, 4 * h), x.dtype)
+            args = dy, gates, cells, w_h, dz, t, order, int(return_sequences)
+            launch("lstm_backward", (n, d), (threads,), *args, shared=shared[1])
+            flat = dz.reshape(n * t, d * 4 * h)
+            grads = [xp.matmul(flat, w_x.T).reshape(x.shape) if first else None]
+            dw_x, db = xp.matmul(x.reshape(n * t, i).T, flat), flat.sum(axis=0)
+            states = y.reshape(n, t, d, h)
+            for k in range(d):
+                before, after = (slice(1, None), slice(None, -1)) if reverse[k] else (slice(None, -1), slice(1, None))
+                dw_h = xp.matmul(states[:, before, k].reshape(-1, h).T, dz[:, after, k].reshape(-1, 4 * h))
+                part = slice(k * 4 * h, (k + 1) * 4 * h)
+                grads += [xp.ascontiguousarray(dw_x[:, part]), dw_h, db[part]]
+            return grads
+
+        return (y if return_sequences else last), pullback
+
+    # ------------------------------------------------------------------------------------------ averages of embeddings
+
+    def embedding_average(self, work, ids, table, *, padding_id=None, table_gradient="dense"):
+        if table.dtype != "float32":
+            return _handwritten.embedding_average(
+                work, ids, table, padding_id=padding_id, table_gradient=table_gradient
+            )
+        xp, (n, t), width = self._xp, ids.shape, table.shape[1]
+        launch, (lane_count, vector) = self._module("embedding_average"), lanes(width)
+        padding = -1 if padding_id is None else padding_id
+        y, shares = xp.empty((n, width), table.dtype), xp.empty(n, table.dtype)
+        threads = min(WIDEST, max(32, _rounded_up(lane_count * _parts(t, POSITIONS_OF_GROUP), 32)))
+        shared = 4 * (threads * vector + threads // lane_count)
+        args = ids, table, y, shares, t, width, padding, lane_count
+        launch(f"average_{vector}", (n,), (threads,), *args, shared=shared)
+        grid = (_parts(n * t, BLOCK // lane_count),)
+
+        def sum_runs(order, slots, dy, rows):
+            args = order, slots, shares, dy, rows, n * t, t, width, lane_count
+            launch(f"sum_runs_{vector}", grid, (BLOCK,), *args)
+            return rows
+
+        def pullback(dy, first=True):
+            dy, flat = xp.ascontiguousarray(dy), ids.reshape(-1)
+            if table_gradient == "rows":
+                order, slots, unique = _runs(xp, flat, padding)
+                return [Rows([(unique, sum_runs(order, slots, dy, xp.empty((len(unique), width), dy.dtype)))])]
+            a = work(_handwritten.dense_gradient, *table.shape, table.dtype)
+            a.values[a.touched] = 0
+            a.touched = flat
+            if self._deterministic:
+                order = _sorted(xp, flat)
+                return [sum_runs(order, xp.where(flat[order] == padding, -1, flat[order]), dy, a.values)]
+            args = ids, shares, dy, a.values, n * t, t, width, padding, lane_count
+            launch(f"scatter_{vector}", grid, (BLOCK,), *args)
+            return [a.values]
+
+        return y, pullback
+
+    # --------------------------------------------------------------------------------------------------- optimizers
+
+    def update(self, optimizer, step, p, g, states):
+        """Update a weight and its states in place as :func:`shim.models.optimizers.update` does.
+
+        A gradient of :class:`Rows` is for descent, which moves those rows only, and for Adam, which moves all.
+        """
+        launch, name = self._module("optimizers"), optimizer.name
+        rate = optimizers.adam_rate if name == "adam" else optimizers.rate
+        constants = [float(rate(optimizer, step))]
+        if name == "adam":
+            constants += [1 - optimizer.beta_1, 1 - optimizer.beta_2, optimizer.epsilon]
+        elif name != "sgd":
+            constants += [1 - optimizer.rho, optimizer.epsilon]
+        size = p.size
+        if isinstance(g, Rows):
+            name, (places, g) = f"{name}_rows", g.summed(self._xp)
+            places = places.astype("int32", copy=False)
+            if optimizer.name == "adam":
+                places = _slots(self._xp, len(p), places)
+            else:
+                size = g.size
+            args = p, places, g, *states, size, p.shape[1], *constants
+        else:
+            args = p, self._xp.ascontiguousarray(g), *states, size, *constants
+        launch(name, (_parts(size, BLOCK * PER_THREAD),), (BLOCK,), *args)
+
+
+def _fits(x, w_h):
+    return x.dtype == "float32" and len(w_h) <= max(LSTM_SIZES)
+
+
+def _parts(size, part):
+    return max(1, -(-size // part))
+
+
+def _rounded_up(size, part):
+    return -(-size // part) * part
+
+
+def _sorted(xp, ids):
+    return xp.argsort(ids, kind="stable").astype("int32")
+
+
+def _runs(xp, ids, padding):
+    """Return the positions sorted by id, for each of them the number of its run or -1, and the id of each run."""
+    order = _sorted(xp, ids)
+    keys = ids[order]
+    kept = keys != padding
+    heads = kept.copy()
+    heads[1:] &= keys[1:] != keys[:-1]
+    return order, xp.where(kept, xp.cumsum(heads) - 1, -1).astype("int32"), keys[heads]
+
+
+def _slots(xp, rows, ids):
+    slots = xp.full(rows, -1, "int32")
+    slots[ids] = xp.arange(len(ids), dtype="int32")
+    return slots
