@@ -14,6 +14,7 @@ BIN := .venv/bin
 SHIM := $(BIN)/shim
 ASV := $(BIN)/asv
 TOOL := .venv/.installed
+CUDA := .shim/cuda/.installed
 NAMES := $(basename $(notdir $(wildcard shim/backends/[a-z]*.py)))
 comma := ,
 space := $() $()
@@ -21,7 +22,7 @@ space := $() $()
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help tool env bench site test test-tool test-backends test-smoke test-asv lint types format asv clean \
-  test-cntk test-cntk-sample test-cntk-upstream test-cntk-pythons
+  test-cuda test-cntk test-cntk-sample test-cntk-upstream test-cntk-pythons
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -37,7 +38,7 @@ bench-layers: $(TOOL)  ## The same on the layers of two models alone, with narro
 site: $(TOOL)  ## Write the newest runs as one site, joined with asv's pages where `make asv` has written them
 	$(SHIM) site $(ARGS)
 
-test: lint types test-tool test-backends $(if $(filter cntk,$(TARGETS)),test-cntk) test-smoke test-asv  ## Run lint, types, tests, a smoke comparison and asv
+test: lint types test-tool test-backends test-cuda $(if $(filter cntk,$(TARGETS)),test-cntk) test-smoke test-asv  ## Run lint, types, tests, a smoke comparison and asv
 
 env: $(TOOL)  ## Make what is missing: .venv for the tool, an environment for each backend
 	$(SHIM) env $(TARGETS)
@@ -76,7 +77,7 @@ $(TOOL): pyproject.toml
 # The tests of the tool run in .venv. Those in tests/backends run in the environment of each backend, a file
 # test_NAME.py there only in the environment of NAME.
 test-tool: env
-	$(BIN)/python -m pytest --ignore=tests/backends --ignore=tests/cntk --ignore=tests/test_asv_site.py
+	$(BIN)/python -m pytest --ignore=tests/backends --ignore=tests/cntk --ignore=tests/cuda --ignore=tests/test_asv_site.py
 
 test-backends: $(TARGETS:%=test-backend-%) $(KERAS:%=test-backend-%)
 
@@ -89,6 +90,17 @@ test-backend-%: $(TOOL)
 	@$(SHIM) env $* > /dev/null
 	.shim/env/$*/bin/python -m pytest tests/backends --backend $* \
 	  $(foreach name,$(filter-out $(call module,$*),$(NAMES)),--ignore=tests/backends/test_$(name).py)
+
+# The CUDA kernels on the CPU, and compiled for GPUs that need not be there; see docs/gpu.md.
+test-cuda: $(CUDA)
+	.shim/cuda/bin/python -m pytest tests/cuda
+
+$(CUDA): requirements/_cuda.txt requirements/_tools.txt $(TOOL)
+	@echo 'installing the compiler of the CUDA kernels into .shim/cuda'
+	@rm -rf $(@D)
+	@$(BIN)/python -c 'import pathlib; from shim import environments, installer; installer.install( \
+	  pathlib.Path("$(@D)"), installer.requirements("_cuda"), environments.source(), log=lambda line: None)'
+	@touch $@
 
 # CNTK in a Python it was not built for; see docs/cntk.md. CNTK's own tests take about 12 minutes, the sample 2.
 test-cntk: env
