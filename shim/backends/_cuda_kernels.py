@@ -22,6 +22,7 @@ import numpy as np
 
 FOLDER = Path(__file__).parent / "kernels"
 FILES = ("lstm", "embedding_average", "optimizers")
+DTYPES = ("float32", "int32")
 STATIC_LIMIT = 48 << 10  # bytes of shared memory; above, a kernel has to ask for them
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g")
 
@@ -103,7 +104,8 @@ class Module:
     def __call__(self, kernel, grid, block, *args, shared=0):
         """Launch over ``grid`` blocks of ``block`` threads, with so many bytes of ``shared`` memory.
 
-        An int is passed as 32 bits, a float as float32, None as a null pointer; arrays must be C-contiguous.
+        An int is passed as 32 bits, a float as float32, None as a null pointer; arrays must be
+        C-contiguous and of :data:`DTYPES`.
         """
         grid, block = ((*size, 1, 1)[:3] for size in (grid, block))
         self._launch(kernel, grid, block, tuple(map(_argument, args)), shared)
@@ -117,8 +119,8 @@ def _argument(value):
         return np.float32(value)
     if isinstance(value, int):
         return np.int32(value)
-    if not value.flags.c_contiguous:
-        raise ValueError(f"an array of shape {value.shape} is not contiguous")
+    if not (value.flags.c_contiguous and value.dtype in DTYPES):
+        raise ValueError(f"kernels take contiguous arrays of {' or '.join(DTYPES)}, not {value.dtype} {value.shape}")
     return value
 
 

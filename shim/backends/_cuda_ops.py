@@ -135,7 +135,8 @@ class CudaOps:
             a.touched = flat
             if self._deterministic:
                 order = _sorted(xp, flat)
-                return [sum_runs(order, xp.where(flat[order] == padding, -1, flat[order]), dy, a.values)]
+                slots = xp.where(flat[order] == padding, -1, flat[order]).astype("int32")
+                return [sum_runs(order, slots, dy, a.values)]
             args = ids, shares, dy, a.values, n * t, t, width, padding, lane_count
             launch(f"scatter_{vector}", grid, (BLOCK,), *args)
             return [a.values]

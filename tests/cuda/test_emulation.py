@@ -56,10 +56,11 @@ def test_a_source_that_does_not_compile_is_told(emulator):
         launch(emulator, "p[0] = nothing;")
 
 
-def test_arrays_must_be_contiguous(emulator):
+@pytest.mark.parametrize("wrong", [np.zeros((4, 4), np.float32).T, np.zeros(4), np.zeros(4, np.int64)])
+def test_other_arrays_are_refused(emulator, wrong):
     module = emulator.load(Kernels("probe", START + END))
-    with pytest.raises(ValueError, match="not contiguous"):
-        module("probe", (1,), (32,), np.zeros((4, 4), np.float32).T)
+    with pytest.raises(ValueError, match=f"contiguous arrays of float32 or int32, not {wrong.dtype}"):
+        module("probe", (1,), (32,), wrong)
 
 
 def test_without_a_compiler_the_message_says_what_to_install(monkeypatch, tmp_path):
