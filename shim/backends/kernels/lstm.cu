@@ -1,8 +1,8 @@
 // Long short-term memories of at most 128 units, forward and back through time: all steps in one launch.
 //
 // A block owns one batch row of one direction for the whole sequence, so blocks never wait for each other and the sums
-// have one order: results do not vary. The recurrent weights stay in registers; past HELD pieces they are in shared
-// memory. A step costs one barrier: h (back: dz) has two buffers, one being read while the other is written.
+// have one order: results do not vary. The recurrent weights stay in registers, those past HELD in shared memory.
+// A step costs one barrier: h (back: dz) has two buffers, one being read while the other is written.
 //
 // Constants, set by the loader:
 //   HIDDEN  units, at most 128
