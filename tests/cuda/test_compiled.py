@@ -10,7 +10,7 @@ from shim.backends._cuda_ops import BLOCK, LSTM_SIZES, WIDEST, lstm_constants, l
 
 REGISTERS = 65536  # of a multiprocessor, all architectures here
 SHARED = {"sm_80": 163 << 10, "sm_90": 227 << 10}  # bytes that a block may have
-HIDDEN = (1, 3, 16, 17, 32, 47, 48, 63, 64, 65, 80, 81, 95, 96, 97, 105, 111, 112, 113, 119, 120, 121, 127, 128)
+HIDDEN = (1, 3, 16, 17, 32, 47, 48, 63, 64, 65, 80, 81, 95, 96, *range(97, 129))  # registers are short from 97 on
 
 
 def compiled(kernels, architecture):
@@ -30,7 +30,9 @@ def test_lstms_keep_their_weights_in_registers(architecture, hidden, hard):
     padded = constants["PADDED"]
     threads, *shared = lstm_launch(padded)
     found = compiled(Kernels("lstm", **constants), architecture)
-    spilled = 80 if architecture == "sm_80" and 112 < hidden < 128 else 0  # a few bytes, beside 22 weights of 32 bytes
+    spilled = (
+        80 if architecture == "sm_80" and hidden > 96 and hidden % 16 else 0
+    )  # a few bytes, beside 22 weights of 32 bytes
     for name, dynamic in zip(("lstm_forward", "lstm_backward"), shared, strict=True):
         assert found[name].spilled <= spilled
         assert found[name].registers * threads <= REGISTERS
