@@ -131,7 +131,7 @@ class Counted(common.Timed):
 
     def setup(self, target, case_id):
         Counted.sets += 1
-        self.prepared = clock.Prepared(self.once, self.synchronize, 0.0, 0.0, None)
+        self.prepared = clock.Prepared(self.once, lambda: self.once, self.synchronize, 0.0, 0.0, None)
 
     def once(self):
         Counted.calls += 1
