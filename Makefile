@@ -21,24 +21,25 @@ space := $() $()
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help tool env bench site test test-tool test-backends test-smoke test-asv lint types format asv clean \
+.PHONY: help tool env some-env bench bench-layers site test test-tool test-backends test-smoke test-asv lint types format asv clean \
   test-cuda test-cntk test-cntk-sample test-cntk-upstream test-cntk-pythons
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
-bench: $(TOOL)  ## Compare the backends on layers and on training steps of all models; print a table and the report's path
-	@$(SHIM) env $(TARGETS) || echo 'Going on without the backends that could not be installed.'
+bench: some-env  ## Compare the backends on layers and on training steps of all models; print a table and the report's path
 	$(SHIM) bench --set scaled --rounds 4 $(ARGS)
 
-bench-layers: $(TOOL)  ## The same on the layers of two models alone, with narrower intervals
-	@$(SHIM) env $(TARGETS) || echo 'Going on without the backends that could not be installed.'
+bench-layers: some-env  ## The same on the layers of two models alone, with narrower intervals
 	$(SHIM) bench --set article --model mnist_mlp --model imdb_bidirectional_lstm $(ARGS)
 
 site: $(TOOL)  ## Write the newest runs as one site, joined with asv's pages where `make asv` has written them
 	$(SHIM) site $(ARGS)
 
 test: lint types test-tool test-backends test-cuda $(if $(filter cntk,$(TARGETS)),test-cntk) test-smoke test-asv  ## Run lint, types, tests, a smoke comparison and asv
+
+some-env: $(TOOL)
+	@$(SHIM) env $(TARGETS) || echo 'Going on without the backends that could not be installed.'
 
 env: $(TOOL)  ## Make what is missing: .venv for the tool, an environment for each backend
 	$(SHIM) env $(TARGETS)

@@ -518,19 +518,25 @@ def causes(
             raise click.UsageError("--run takes the causes from the run file")
         run, path = runfile.read(run_file), run_file
     else:
-        there = environments.installed()
-        for cause in chosen:
-            for target in cause.targets if names else ():
+        if names:
+            for target in dict.fromkeys(target for cause in chosen for target in cause.targets):
                 environments.python(target)
-        for cause in [cause for cause in chosen if not set(cause.targets) <= set(there)]:
-            chosen.remove(cause)
-            missing = " ".join(target for target in cause.targets if target not in there)
-            click.echo(f"left out: {cause.name}, which needs: shim env {missing}", err=True)
+        there = set(environments.installed())
+        missing = {cause.name: [target for target in cause.targets if target not in there] for cause in chosen}
+        for name, targets in missing.items():
+            if targets:
+                click.echo(f"left out: {name}, which needs: shim env {' '.join(targets)}", err=True)
         path = output or _run_path("causes")
-        settings = testing.SETTINGS | {"rounds": rounds or testing.ROUNDS}
-        given = {"sweeps": sweeps, "block_seconds": block_seconds, "threads": threads}
-        settings |= {name: value for name, value in given.items() if value is not None}
-        run = benching.run(path, **testing.plan(chosen), **settings, progress=Progress(), choose=attribution.all_parts)
+        run = benching.run(
+            path,
+            **testing.plan([cause for cause in chosen if not missing[cause.name]]),
+            threads=threads,
+            rounds=rounds or testing.ROUNDS,
+            sweeps=sweeps or testing.SWEEPS,
+            block_seconds=block_seconds,
+            progress=Progress(),
+            choose=attribution.all_parts,
+        )
     found = testing.judge_all(run, hypotheses.CAUSES)
     page_path = showing.write(run, found, path.with_suffix(".html"))
     if as_json:

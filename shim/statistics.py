@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,6 +133,11 @@ def labels(run: Any) -> dict[tuple[str, str | None], str]:
         target, mode = record["target"], record["mode"]
         found.setdefault((target, mode), label(target, mode, first.setdefault(target, mode)))
     return found
+
+
+def takes_part(config: Mapping[str, Any], case: str, label: str) -> bool:
+    """Return whether a contestant takes part in a case of a run; in those of ``shim causes`` not all do in all."""
+    return label in config.get("only", {}).get(case, (label,))
 
 
 def label(target: str, mode: str | None, default: str | None = None) -> str:

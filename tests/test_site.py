@@ -16,7 +16,7 @@ from test_report_page import SHOWN, Page, assert_whole
 from shim import cli
 from shim.explain import hypotheses, winmap
 from shim.report import history, shown, site
-from tools import asv_site
+from tools import asv_comparison, asv_site
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +169,7 @@ def test_a_site_is_written_anew_and_nothing_else_is_overwritten(tmp_path):
     assert not list(tmp_path.glob(".shim-site-*"))
 
 
-INDEX = f'<ul>{asv_site.NAVIGATION}<a href="#regressions">Regressions</a></li></ul>'
+INDEX = f'<ul>{asv_comparison.NAVIGATION}<a href="#regressions">Regressions</a></li></ul>'
 
 
 def shim(*arguments):

@@ -89,11 +89,15 @@ class Comparison(OutputPublisher):
         machines = collect(conf.results_dir, benchmarks, revisions)
         folder = Path(conf.html_dir)
         (folder / PAGE).write_text(render(conf.project, machines), encoding="utf-8")
-        index = folder / "index.html"
-        text = index.read_text(encoding="utf-8")
-        entry = f'<li id="nav-li-backends"><a href="{PAGE}">Backends</a></li>'
-        index.write_text(text.replace(NAVIGATION, f"{entry}\n\t{NAVIGATION}"), encoding="utf-8")
+        link_from(folder / "index.html", cls, PAGE)
         log.info(f"{sum(len(group.rows) for machine in machines for group in machine.groups)} rows")
+
+
+def link_from(index: Path, publisher: type[OutputPublisher], address: str) -> None:
+    """Put a link to what a publisher wrote into the navigation of asv's own page."""
+    text = index.read_text(encoding="utf-8")
+    entry = f'<li id="nav-li-{publisher.name}"><a href="{address}">{publisher.button_label}</a></li>'
+    index.write_text(text.replace(NAVIGATION, f"{entry}\n\t{NAVIGATION}"), encoding="utf-8")
 
 
 def points(results_dir: str, benchmarks: dict[str, Any], revisions: dict[str, int]) -> Iterator[tuple[Any, ...]]:

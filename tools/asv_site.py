@@ -12,7 +12,7 @@ from asv.publishing import OutputPublisher
 
 from shim import environments
 from shim.report import history, shown, site
-from tools.asv_comparison import NAVIGATION
+from tools.asv_comparison import link_from
 
 
 class Site(OutputPublisher):
@@ -28,8 +28,5 @@ class Site(OutputPublisher):
         found, problems = shown.newest(environments.home() / "runs")
         folder = Path(conf.html_dir)
         site.write(folder / history.FOLDER, found, problems=problems, history="../index.html")
-        index = folder / "index.html"
-        entry = f'<li id="nav-li-shim"><a href="{history.FOLDER}/{site.INDEX}">{cls.button_label}</a></li>'
-        text = index.read_text(encoding="utf-8")
-        index.write_text(text.replace(NAVIGATION, f"{entry}\n\t{NAVIGATION}"), encoding="utf-8")
+        link_from(folder / "index.html", cls, f"{history.FOLDER}/{site.INDEX}")
         log.info(f"{len(found)} runs" + "".join(f"; left out: {problem}" for problem in problems))

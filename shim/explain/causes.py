@@ -13,11 +13,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shim import cases, statistics
+from shim import cases, settings, statistics
 
-ROUNDS = 8
-#: Many workers, and times of building that do not matter.
-SETTINGS: dict[str, Any] = {"alone": 0, "sweeps": 4, "block_seconds": 0.02}
+ROUNDS, SWEEPS = 8, 4
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ class Cause:
     @property
     def targets(self) -> tuple[str, ...]:
         """The targets that have to be there, settings and modes left out."""
-        return tuple(dict.fromkeys(name.partition(":")[0].partition("/")[0] for _, name in self.rows))
+        return tuple(dict.fromkeys(settings.split(name.partition(":")[0])[0] for _, name in self.rows))
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,8 @@ def plan(chosen: Sequence[Cause]) -> dict[str, Any]:
     """Return what :func:`shim.measure.bench.run` is to do for these causes."""
     only = wanted(chosen)
     targets = list(dict.fromkeys(name for names in only.values() for name in names))
-    return {"targets": targets, "cases": [cases.parse(id) for id in only], "only": only}
+    # workers need not start one by one: how long they take to build does not matter here
+    return {"targets": targets, "cases": [cases.parse(id) for id in only], "only": only, "alone": 0}
 
 
 def judge_all(run: Any, known: Mapping[str, Cause]) -> list[Finding]:

@@ -28,8 +28,8 @@ Synchronize = Callable[[Any], None]
 class Prepared:
     """A case on a backend, ready for the clock. ``run`` is the built program, or the trainer of a model.
 
-    ``renew`` returns the same call on fresh copies of its arrays: where arrays lie in memory can cost as much as what
-    is done with them, and one place a process is too few samples of it.
+    ``renew`` returns the call of an op on fresh copies of its arrays: where arrays lie in memory can cost as much as
+    what is done with them, and one place a process is too few samples of it. A trainer keeps its own.
     """
 
     call: Call

@@ -272,9 +272,11 @@ class Rounds:
 
     def _pairs(self, target: str) -> list[tuple[str, str]]:
         entries = [e for e in self.config["targets"] if e["target"] == target and e["mode"]]
-        only: dict[str, list[str]] = self.config.get("only", {})
         return [
-            (e["mode"], case) for e in entries for case in self._cases if e["label"] in only.get(case, [e["label"]])
+            (entry["mode"], case)
+            for entry in entries
+            for case in self._cases
+            if statistics.takes_part(self.config, case, entry["label"])
         ]
 
     def _wanted(self, target: str, mode: str, case: str) -> bool:

@@ -14,6 +14,7 @@ import json
 import os
 import signal
 import sys
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -37,7 +38,6 @@ class Session:
         self.backend: Any = None
         self.checked: dict[tuple[str, str], Any] = {}
         self.ready: dict[tuple[str, str], tuple[Any, int, int, float]] = {}
-        self.calls: dict[tuple[str, str], Any] = {}  # the last of each, whose arrays are kept
 
     def load(
         self, backend: str, device: str = "cpu", precision: str = "float32", threads: int | None = None
@@ -117,11 +117,12 @@ class Session:
         """Time one block of a case that is ready, after a few untimed calls."""
         from shim.measure import clock
 
-        prepared, loops, samples, steady = self.ready[case, mode]
+        before, loops, samples, steady = self.ready[case, mode]
         try:
-            call = self.calls[case, mode] = prepared.renew()  # beside the arrays of the block before: elsewhere
-            rewarm_seconds = clock.rewarm(call, prepared.synchronize, loops, REWARM_SECONDS, steady)
-            timed = [clock.block(call, prepared.synchronize, loops) for _ in range(samples)]
+            prepared = replace(before, call=before.renew())  # the arrays before are still there, so these lie elsewhere
+            self.ready[case, mode] = prepared, loops, samples, steady
+            rewarm_seconds = clock.rewarm(prepared.call, prepared.synchronize, loops, REWARM_SECONDS, steady)
+            timed = [clock.block(prepared.call, prepared.synchronize, loops) for _ in range(samples)]
         except Exception as error:
             raise Failed("block", error) from error
         seconds, cpu, wall = zip(*timed, strict=True)

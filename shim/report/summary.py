@@ -185,7 +185,7 @@ def _case_results(
     planned = [(entry["target"], entry.get("mode")) for entry in config.get("targets", ())]
     for case, found in entries.items():
         for target, mode in planned:
-            if labels[target, mode] not in config.get("only", {}).get(case, labels.values()):
+            if not statistics.takes_part(config, case, labels[target, mode]):
                 continue
             note = _failure_of(target, mode, case, failures) or NOT_MEASURED
             found.setdefault(labels[target, mode], Entry(labels[target, mode], None, None, note))
