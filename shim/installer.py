@@ -97,7 +97,16 @@ def install(path: Path, requirements: Sequence[str], source: Path, *, keep_open:
         settings = pip_settings()
         environ = {name: settings[s][0] for s, name in _VARIABLES.items() if settings.get(s)} | environ
         make = [uv, "venv", "--no-project", "--python", sys.executable, str(path)]
-        fill = [uv, "pip", "install", "--no-progress", "--python", str(python), *uv_options(settings)]
+        fill = [
+            uv,
+            "pip",
+            "install",
+            "--compile-bytecode",
+            "--no-progress",
+            "--python",
+            str(python),
+            *uv_options(settings),
+        ]
     else:
         make = [sys.executable, "-m", "venv", str(path)]
         fill = [str(python), "-m", "pip", "install", "--progress-bar", "off"]

@@ -51,13 +51,11 @@ def _kernel(optimizer, params):
     return torch.optim.SGD(params, lr, fused=True)
 
 
-# The gradients of these are sparse tensors with one row for each lookup; inductor does not compile such.
-@torch.compiler.disable
+# The gradients of these are sparse tensors with one row for each lookup.
 def _embedding(ids, table):
     return F.embedding(ids, table, sparse=True)
 
 
-@torch.compiler.disable
 def _embedding_average(ids, table, *, padding_id=None):
     return F.embedding_bag(ids, table, mode="mean", padding_idx=padding_id, sparse=True)
 
@@ -81,6 +79,8 @@ class Trainer:
         self._with_rows, self._dense = models.with_rows(model, optimizer), {}
         self._tables = [self._params[name] for name in models.tables_by_rows(model, params, optimizer)]
         lookups = {"embedding": _embedding, "embedding_average": _embedding_average} if self._tables else {}
+        if compiled:  # inductor does not compile sparse gradients
+            lookups = {name: torch.compiler.disable(lookup) for name, lookup in lookups.items()}
         normalise = backend.batch_norm.bare
 
         def loss(params, x, labels):

@@ -29,7 +29,7 @@ class Prepared:
     """A case on a backend, ready for the clock. ``run`` is the built program, or the trainer of a model.
 
     ``renew`` returns the call of an op on fresh copies of its arrays: where arrays lie in memory can cost as much as
-    what is done with them, and one place a process is too few samples of it. A trainer keeps its own.
+    what is done with them, and one place is too few samples of it. A trainer keeps its own.
     """
 
     call: Call
@@ -149,14 +149,14 @@ def rewarm(
 
     Return the seconds that it took.
 
-    ``steady`` is the seconds of a call in the steady state; up to a tenth more will do. A process that was stopped may
+    ``steady`` is the seconds of a call in the steady state; a quarter more will do. A process that was stopped may
     find all its threads on one CPU, and the system takes a while to spread them. ``limit_seconds`` bounds the wait.
     """
     start = perf_counter()
     while True:
         each, _, _ = block(call, synchronize, loops)
         elapsed = perf_counter() - start
-        if elapsed >= limit_seconds or (elapsed >= seconds and each <= 1.1 * steady):
+        if elapsed >= limit_seconds or (elapsed >= seconds and each <= 1.25 * steady):
             return elapsed
 
 

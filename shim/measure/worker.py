@@ -19,7 +19,7 @@ from time import perf_counter
 from typing import Any
 
 SAMPLES = 5  # parts of a block that are timed one by one, where calls are short enough
-REWARM_SECONDS = 0.01  # of untimed calls before a block, at least
+REWARM_SECONDS = 0.005  # of untimed calls before a block, at least
 
 
 class Failed(Exception):
@@ -117,12 +117,18 @@ class Session:
         """Time one block of a case that is ready, after a few untimed calls."""
         from shim.measure import clock
 
-        before, loops, samples, steady = self.ready[case, mode]
+        prepared, loops, samples, steady = self.ready[case, mode]
+        synchronize, timed = prepared.synchronize, []
         try:
-            prepared = replace(before, call=before.renew())  # the arrays before are still there, so these lie elsewhere
-            self.ready[case, mode] = prepared, loops, samples, steady
-            rewarm_seconds = clock.rewarm(prepared.call, prepared.synchronize, loops, REWARM_SECONDS, steady)
-            timed = [clock.block(prepared.call, prepared.synchronize, loops) for _ in range(samples)]
+            rewarm_seconds = clock.rewarm(prepared.call, synchronize, loops, REWARM_SECONDS, steady)
+            for _ in range(samples):
+                before = prepared.call
+                prepared = replace(prepared, call=prepared.renew())  # both at once: these lie elsewhere
+                if prepared.call is not before:
+                    del before
+                    clock.block(prepared.call, synchronize, 2 + loops // 8)
+                timed.append(clock.block(prepared.call, synchronize, loops))
+            self.ready[case, mode] = prepared, loops, samples, timed[-1][0]
         except Exception as error:
             raise Failed("block", error) from error
         seconds, cpu, wall = zip(*timed, strict=True)
