@@ -101,8 +101,8 @@ def conv2d(x, w, b, *, stride=1, padding="valid", activation=None):
 
 @op
 def lstm(x, w_x, w_h, b, *, return_sequences=False, reverse=False, recurrent_activation="sigmoid"):
-    """``lax.scan`` over time. On a CPU both products are in its step: that of the whole sequence at once and its gradient
-    are large arrays, which take longer to write and read than small products. Unrolling the scan does not help."""
+    """``lax.scan`` over time. On a CPU both products are in its step: that of the whole sequence at once and its
+    gradient are large arrays, which take longer to write and read than small ones. Unrolling does not help."""
     sigmoid = jax.nn.sigmoid if recurrent_activation == "sigmoid" else lambda z: jnp.clip(0.2 * z + 0.5, 0, 1)
     in_step = _platform == "cpu"
 
