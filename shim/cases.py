@@ -19,7 +19,8 @@ from shim import contract
 
 TRAIN_STEP, PREDICT = "train_step", "predict"
 OPTIMIZER_STEP = "optimizer_step"  # the optimizer alone, with gradients that are there already
-MODEL_DIRECTIONS = (TRAIN_STEP, PREDICT, OPTIMIZER_STEP)
+GRADIENTS = "gradients"  # a batch's loss and dense gradients as one compiled program, without the optimizer
+MODEL_DIRECTIONS = (TRAIN_STEP, PREDICT, OPTIMIZER_STEP, GRADIENTS)
 
 
 @dataclass(frozen=True)

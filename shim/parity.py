@@ -24,6 +24,8 @@ from shim.measure import clock
 FACTOR = 8.0
 #: Relative tolerance of training losses.
 TRAINING = {"float32": 1e-4, "float64": 1e-9}
+#: Of gradients of a whole model, as a share of their size: rectifiers and pools near a tie go the other way.
+GRADIENT = {"float32": 1e-3, "float64": 1e-8}
 ENTRY_BY_ENTRY = 1500  # float entries in all arguments; above, gradients are compared along a direction
 STEPS = 3
 
@@ -42,6 +44,8 @@ def verify(
     """
     if case.direction == cases.OPTIMIZER_STEP:
         worst = _verify_optimizer(backend, case, mode)
+    elif case.direction == cases.GRADIENTS:
+        worst = _verify_gradients(backend, case, mode, _load_reference(case, cache))
     elif case.is_model:
         verify_model = _verify_training if case.trains else _verify_prediction
         worst = verify_model(backend, case, mode, _load_reference(case, cache))
@@ -221,6 +225,8 @@ def _model_reference(case: cases.Case) -> dict[str, np.ndarray]:
 
     numpy_backend = shim.load("numpy")
     mode, batch_size = numpy_backend.MODES[0], dict(case.dims)["N"]
+    if case.direction == cases.GRADIENTS:
+        return _gradients_reference(numpy_backend, case, mode)
     if not case.trains:
         return {"logits": _prediction(numpy_backend, case, mode, "float64")}
     losses = training_losses(numpy_backend, case.op, mode, "float64", STEPS, batch_size, **dict(case.options))
@@ -253,6 +259,49 @@ def _verify_prediction(backend: ModuleType, case: cases.Case, mode: str, referen
 def _verify_training(backend: ModuleType, case: cases.Case, mode: str, reference: dict[str, np.ndarray]) -> float:
     losses = training_losses(backend, case.op, mode, case.dtype, STEPS, dict(case.dims)["N"], **dict(case.options))
     return compare_losses(losses, reference["losses"], case.dtype)
+
+
+def _without_dropout(case: cases.Case, dtype: str) -> tuple[Any, dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """Return a model without dropout, its float32 initial weights and a batch, in ``dtype``."""
+    from shim import models
+
+    model = models.load(case.op, dropout=False, **dict(case.options))
+    params = {name: value.astype(dtype) for name, value in model.initial(0, "float32").items()}
+    x, labels = model.batch(0, "float32", dict(case.dims)["N"])
+    return model, params, x.astype(dtype) if x.dtype.kind == "f" else x, labels
+
+
+def _gradients_reference(backend: ModuleType, case: cases.Case, mode: str) -> dict[str, np.ndarray]:
+    """Return each gradient along one direction and its size: a step of plain descent moves by the gradient."""
+    from shim import models
+    from shim.models import optimizers
+
+    model, params, x, labels = _without_dropout(case, "float64")
+    trainer = backend.trainer(model, params, optimizers.sgd(learning_rate=1.0), mode)
+    trainer.step(x, labels)
+    moved, found = trainer.params(), {}
+    for k, name in enumerate(models.trained(model, params)):
+        gradient = params[name] - moved[name]
+        found[name] = np.array([(gradient * _direction(case, k, gradient.shape)).sum(), np.linalg.norm(gradient)])
+    return found
+
+
+def _verify_gradients(backend: ModuleType, case: cases.Case, mode: str, reference: dict[str, np.ndarray]) -> float:
+    """Compare the gradient of each weight along one direction, as a share of its size."""
+    model, params, x, labels = _without_dropout(case, case.dtype)
+    run = clock.build_gradients(backend, model, mode)
+    arrays = {name: backend.to_device(value) for name, value in params.items()}
+    _, gradients = run(arrays, backend.to_device(x), backend.to_device(labels))
+    if set(gradients) != set(reference):
+        raise ParityError(f"gradients of {', '.join(gradients)} were returned, expected {', '.join(reference)}")
+    worst = 0.0
+    for k, (name, (wanted, size)) in enumerate(reference.items()):
+        actual = backend.to_numpy(gradients[name])
+        if actual.shape != params[name].shape:
+            raise ParityError(f"the gradient of {name} has shape {actual.shape}, expected {params[name].shape}")
+        error = abs(float((actual * _direction(case, k, actual.shape)).sum()) - wanted)
+        worst = max(worst, _share(f"the gradient of {name}", error, GRADIENT[case.dtype] * size))
+    return worst
 
 
 def _verify_optimizer(backend: ModuleType, case: cases.Case, mode: str) -> float:

@@ -100,6 +100,14 @@ class Backend(Protocol):
     ) -> Trainer:
         """Build a :class:`Trainer` from a model, its initial weights and an optimizer; ``seed`` is for dropout."""
 
+    def gradients_of(self, model: Any, mode: str) -> Callable[..., Any]:
+        """Build ``run(params, x, labels) -> (loss, {name: gradient})``: all ops of a batch compiled as one program.
+
+        ``params`` are arrays by name; gradients are dense and those of all trained weights. Only of the modes in
+        ``FUSES``, those that compile across ops (:func:`fuses`); ``UNFUSED`` says why there are none, where it is not
+        that.
+        """
+
     def implementation(self, case: Any) -> str:
         """Name the kernel path that a case takes, such as ``oneDNN`` or ``XLA while loop``."""
 
@@ -117,6 +125,19 @@ def dtypes(backend: Any) -> tuple[str, ...]:
     """Return the dtypes that a backend computes in, of those that are checked."""
     found: tuple[str, ...] = getattr(backend, "DTYPES", ("float32", "float64"))
     return found
+
+
+def fuses(backend: Any, mode: str) -> bool:
+    """Return whether a mode compiles the ops of a model as one program."""
+    return mode in getattr(backend, "FUSES", ())
+
+
+def training_ops(ops: Callable[..., SimpleNamespace], model: Any, **replaced: Callable[..., Any]) -> SimpleNamespace:
+    """Return the ``ops(**replaced)`` of a backend as training calls them: moments of the batch, dropout as told."""
+    normalise = ops().batch_norm
+    if not model.dropout:
+        replaced["dropout"] = lambda x, *, rate=0.0: x
+    return ops(batch_norm=functools.partial(normalise, training=True), **replaced)
 
 
 def offers(backend: Any, case: Any) -> bool:

@@ -55,10 +55,11 @@ def test_a_training_step_moves_its_weights_and_the_optimizers_state():
 
 
 def test_a_prediction_has_no_gradients_and_an_optimizer_alone_no_layers():
-    step, predict, alone = (
+    step, predict, alone, gradients = (
         ceilings.demand(cases.parse(f"mnist_mlp/{direction}/N128/float32")) for direction in cases.MODEL_DIRECTIONS
     )
     assert 128 * 1_337_344 < predict.flops < 1.01 * 128 * 1_337_344 < step.flops / 2
+    assert (gradients.flops, gradients.bytes) == (step.flops, 0)
     assert (alone.flops, alone.bytes, alone.traffic) == (0, step.bytes, "optimizer")
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import shim
-from shim import cases, contract, parity
+from shim import cases, contract, parity, protocol
+from shim.models import optimizers
 
 NUMPY = shim.load("numpy")
 DROPOUT = cases.case("dropout", "forward_backward", {"N": 30, "...": 70}, rate=0.25)
@@ -80,6 +81,47 @@ def test_gradients_in_the_place_of_others_are_caught():
 
     with pytest.raises(parity.ParityError, match="the weight"):
         parity.verify(backend(trainer=trainer), STEPS[0], "eager")
+
+
+GRADIENTS = cases.of_model("mnist_mlp", cases.GRADIENTS, 5, "float32", {})
+
+
+def gradients_of(change):
+    """A backend whose ``gradients_of`` are those of NumPy, seen in a step of plain descent, after ``change``."""
+
+    def build(model, mode):
+        def run(params, x, labels):
+            trainer = NUMPY.trainer(model, params, optimizers.sgd(learning_rate=1.0), mode)
+            loss = trainer.step(x, labels)
+            return loss, change({name: params[name] - value for name, value in trainer.params().items()})
+
+        return run
+
+    return backend(gradients_of=build, FUSES=("eager",))
+
+
+def test_gradients_of_a_whole_model_pass():
+    assert parity.verify(gradients_of(lambda gradients: gradients), GRADIENTS, "eager")["worst"] <= 1
+    assert cases.parse(GRADIENTS.id) == GRADIENTS
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda g: g | {"output_b": 1.01 * g["output_b"]}, "the gradient of output_b differs"),
+        (lambda g: g | {"hidden_1_w": g["hidden_1_w"][:, ::-1]}, "the gradient of hidden_1_w differs"),
+        (lambda g: g | {"output_w": g["output_w"].T}, "the gradient of output_w has shape"),
+        (lambda g: {n: v for n, v in g.items() if n != "output_w"}, "expected hidden_1_w"),
+    ],
+)
+def test_a_wrong_gradient_of_a_whole_model_is_caught(change, message):
+    with pytest.raises(parity.ParityError, match=message):
+        parity.verify(gradients_of(change), GRADIENTS, "eager")
+
+
+def test_a_backend_that_does_not_compile_across_ops_has_no_such_gradients():
+    with pytest.raises(protocol.Unsupported, match="it does not compile across ops"):
+        parity.verify(NUMPY, GRADIENTS, "eager")
 
 
 @pytest.mark.parametrize("op", ["relu", "embedding", "dropout"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 from shim import models
 from shim.backends._state import pack, unpack
 from shim.models import optimizers
-from shim.protocol import bare_ops
+from shim.protocol import bare_ops, training_ops
 
 
 def drop(key, x, rate):
@@ -46,6 +47,28 @@ def _scatter(dense, pairs):
 
 def _identity(x, *, rate=0.0):
     return x
+
+
+def gradients_of(backend, model):
+    """Return ``run(params, x, labels) -> (loss, gradients)``; the number of the call is an argument, for dropout."""
+
+    def loss(trained, others, x, labels, count):
+        draws, key = itertools.count(), jax.random.fold_in(jax.random.key(0), count)
+
+        def dropout(x, *, rate=0.0):
+            return drop(jax.random.fold_in(key, next(draws)), x, rate)
+
+        ops = training_ops(functools.partial(bare_ops, backend), model, dropout=dropout)
+        return models.weighted(models.losses(model, ops, trained | others, x, labels)[1])
+
+    compiled, calls = jax.jit(jax.value_and_grad(loss)), itertools.count()
+
+    def run(params, x, labels):
+        trained = {name: params[name] for name in models.trained(model, params)}
+        others = {name: value for name, value in params.items() if name not in trained}
+        return compiled(trained, others, x, labels, next(calls))
+
+    return run
 
 
 class Trainer:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,7 @@ import torch.nn.functional as F
 from shim import models
 from shim.backends._state import pack, unpack
 from shim.models import optimizers
-from shim.protocol import bare_ops
+from shim.protocol import bare_ops, training_ops
 
 
 class _RMSprop:
@@ -62,6 +64,24 @@ def _embedding_average(ids, table, *, padding_id=None):
 
 def _identity(x, *, rate=0.0):
     return x
+
+
+def gradients_of(backend, model, outside, compiled):
+    """Return ``run(params, x, labels) -> (loss, gradients)`` of a compiled loss; ``outside`` as in :class:`Trainer`."""
+    ops = training_ops(functools.partial(bare_ops, backend), model, **outside)
+
+    @compiled
+    def loss(params, x, labels):
+        return models.weighted(models.losses(model, ops, params, x, labels)[1])
+
+    def run(params, x, labels):
+        trained = models.trained(model, params)
+        params = {name: value.detach().requires_grad_(name in trained) for name, value in params.items()}
+        total = loss(params, x, labels)
+        gradients = torch.autograd.grad(total, [params[name] for name in trained], materialize_grads=True)
+        return total.detach(), dict(zip(trained, gradients, strict=True))
+
+    return run
 
 
 class Trainer:

@@ -25,6 +25,7 @@ jax.config.update("jax_enable_x64", True)
 
 DEVICES = ("cpu", "cuda")
 MODES = ("jit",)
+FUSES = MODES  # what shim.protocol.fuses reads
 
 _module = sys.modules[__name__]
 _platform, _precision = "cpu", "float32"
@@ -238,6 +239,12 @@ def trainer(model, params, optimizer, mode, seed=0):
     """One compiled step, gradients and optimizer in it, that overwrites weights and state in place (donation)."""
     check_choice("mode", mode, MODES)
     return _jax_trainer.Trainer(_module, model, params, optimizer, seed)
+
+
+def gradients_of(model, mode):
+    """``jax.value_and_grad`` of the loss, jitted as a whole."""
+    check_choice("mode", mode, FUSES)
+    return _jax_trainer.gradients_of(_module, model)
 
 
 #: marks in XLA's compiled text -> the library that a product or convolution is left to

@@ -2,8 +2,10 @@
 
 The ops that a training step calls are recorded from the model and timed one by one, in the same interleaved run as the
 step and the optimizer alone. Each of these times contains the cost of being called at all, so that of an empty call is
-taken off every part and counted once. What the parts do not add up to is the *residual*: fusion across ops, caches that
-are warm in a step and cold alone or the other way round, and whatever a framework does between ops.
+taken off every part and counted once. Of a contestant that compiles a model as a whole, all ops of a batch are also
+timed as one program: what that takes beyond the ops compiled apart, mostly less, is *fusion*. What the parts do not add
+up to is the *residual*: caches that are warm in a step and cold alone or the other way round, and whatever a framework
+does between the parts.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from shim.explain.effects import Effect
 from shim.measure.ceilings import EMPTY
 
 ROUNDS = 8
+FUSION = "fusion across ops"
 _Part = tuple[str, str, int, Effect, str]  # name, kind, count, time, case
 
 
@@ -27,8 +30,9 @@ _Part = tuple[str, str, int, Effect, str]  # name, kind, count, time, case
 class Term:
     """A part of a training step: what it takes on each backend, in seconds, and the second less the first.
 
-    ``kind`` is ``forward``, ``backward``, ``optimizer``, ``call`` or ``residual``; ``count`` how often a step has it;
-    ``case`` is the id of the one that its times come from; those of the forward pass are taken off ``backward``.
+    ``kind`` is ``forward``, ``backward``, ``fusion``, ``optimizer``, ``call`` or ``residual``; ``count`` how often a
+    step has it; ``case`` is the id of the one that its times come from; those of the forward pass are taken off
+    ``backward``, and those of all ops off ``fusion``, which is 0 for a contestant without it.
     """
 
     name: str
@@ -46,6 +50,7 @@ class Explanation:
 
     ``ratio`` is the time of the second divided by that of the first, with its verdict on the second.
     ``missing`` names parts that could not be timed on both, which are then in the residual, with the reason.
+    ``unfused`` maps contestants without fusion to the reason.
     """
 
     model: str
@@ -56,6 +61,7 @@ class Explanation:
     gap: statistics.Estimate
     terms: tuple[Term, ...]
     missing: tuple[str, ...]
+    unfused: Mapping[str, str]
     rounds: int
 
     @property
@@ -67,9 +73,21 @@ class Explanation:
         """The residual of the gap as a share of the slower step."""
         return abs(self.residual.gap.value) / max(step.value for step in self.step)
 
+    @property
+    def verdict(self) -> str:
+        """The verdict on the second: that of the ratio, but ``unknown`` where the interval of the gap includes 0."""
+        if self.ratio.verdict in ("faster", "slower") and self.gap.low <= 0 <= self.gap.high:
+            return "unknown"
+        return self.ratio.verdict
+
+    @property
+    def fusion(self) -> Term | None:
+        """What compiling across ops changes, None where neither of the two does."""
+        return next((term for term in self.terms if term.kind == "fusion"), None)
+
     def share(self, term: Term) -> float:
         """Return a term's part of the gap; NaN if there is no gap to speak of."""
-        return term.gap.value / self.gap.value if self.ratio.verdict in ("faster", "slower") else math.nan
+        return term.gap.value / self.gap.value if self.verdict in ("faster", "slower") else math.nan
 
 
 def wanted(model: models.Model, size: int | None = None, dtype: str = "float32") -> list[cases.Case]:
@@ -78,12 +96,12 @@ def wanted(model: models.Model, size: int | None = None, dtype: str = "float32")
 
 
 def _wanted(model: models.Model, recorded: Sequence[cases.Case], size: int | None, dtype: str) -> list[cases.Case]:
-    step, optimizer = (
+    whole = [
         cases.of_model(model.name, direction, size, dtype, dict(model.options))
-        for direction in (cases.TRAIN_STEP, cases.OPTIMIZER_STEP)
-    )
+        for direction in (cases.TRAIN_STEP, cases.OPTIMIZER_STEP, cases.GRADIENTS)
+    ]
     ops = [case for op in recorded for case in (_forward(op), op)]
-    return list(dict.fromkeys([step, optimizer, *_empty(dtype).values(), *ops]))
+    return list(dict.fromkeys([*whole, *_empty(dtype).values(), *ops]))
 
 
 def all_parts(run: Any) -> Sequence[str]:
@@ -115,7 +133,11 @@ def explain(run: Any, first: str, second: str) -> Explanation:
     size = dict(step.dims)["N"]
     recorded = models.record(model, "forward_backward", size, step.dtype)
     whole, missing = [], []
-    for case in _wanted(model, recorded, size, step.dtype):
+    parts_of_step = _wanted(model, recorded, size, step.dtype)
+    (fused,) = (case for case in parts_of_step if case.direction == cases.GRADIENTS)
+    for case in parts_of_step:
+        if case == fused:
+            continue
         lacking = [name for name in (first, second) if (case.id, name) not in samples]
         if lacking and case == step:
             raise ValueError(f"{run.path} has no time of {case} on {' and '.join(lacking)}; {_reason(run, case)}")
@@ -123,12 +145,22 @@ def explain(run: Any, first: str, second: str) -> Explanation:
             missing.append(f"{case} on {' and '.join(lacking)}: {_reason(run, case)}")
         else:
             whole.append(case)
+    unfused = {name: _reason(run, fused, name) for name in (first, second) if (fused.id, name) not in samples}
+    if any(case not in whole and not case.is_model for case in parts_of_step):  # fusion would hold what they take
+        unfused = {name: unfused.get(name, "not all of its ops were timed on both") for name in (first, second)}
     keys = [(case.id, name) for case in whole for name in (first, second)]
+    keys += [(fused.id, name) for name in (first, second) if name not in unfused]
     rounds = effects.common_rounds(samples[key] for key in keys)
     if not rounds:
         raise ValueError(f"{run.path} has no round in which everything was timed on {first} and {second}")
     times = {key: effects.median(samples[key], rounds) for key in keys}
-    parts = [list(_parts(model, recorded, {c: times[c.id, name] for c in whole})) for name in (first, second)]
+    parts = [
+        list(_parts(model, recorded, {c: times[c.id, name] for c in [*whole, fused] if (c.id, name) in times}))
+        for name in (first, second)
+    ]
+    if len(unfused) < 2:
+        together = [times.get((fused.id, name)) for name in (first, second)]
+        parts = [_with_fusion(found, fused, effect) for found, effect in zip(parts, together, strict=True)]
     steps = [times[step.id, name] for name in (first, second)]
     return Explanation(
         model=model.label,
@@ -139,6 +171,7 @@ def explain(run: Any, first: str, second: str) -> Explanation:
         gap=(steps[1] - steps[0]).estimate(),
         terms=tuple(_terms(parts, steps, step)),
         missing=tuple(missing),
+        unfused=unfused,
         rounds=len(rounds),
     )
 
@@ -150,8 +183,13 @@ def _step_of(run: Any) -> cases.Case:
     return cases.parse(found[0])
 
 
-def _reason(run: Any, case: cases.Case) -> str:
-    reasons = [f["reason"] for f in run.failures if f.get("case") in (None, case.id)]
+def _reason(run: Any, case: cases.Case, name: str | None = None) -> str:
+    named = statistics.labels(run)
+    reasons = [
+        f["reason"]
+        for f in run.failures
+        if f.get("case") in (None, case.id) and (name is None or named.get((f["target"], f.get("mode"))) == name)
+    ]
     return str(reasons[0]) if reasons else "it was not measured"
 
 
@@ -174,6 +212,19 @@ def _parts(model: models.Model, recorded: Sequence[cases.Case], times: Mapping[c
     if optimizer is not None:
         yield model.optimizer.name, "optimizer", 1, times[optimizer] - call, optimizer.id
     yield "the call itself", "call", 1, call_with_gradients, empty["forward_backward"].id
+
+
+def _with_fusion(parts: Sequence[_Part], fused: cases.Case, together: Effect | None) -> list[_Part]:
+    """Return the parts with what compiling all ops as one program changes; nothing where there is no such program."""
+    *ops, call = [part for part in parts if part[1] != "optimizer"]
+    apart = effects.total(part[3] for part in (*ops, call))
+    fusion = apart * 0 if together is None else together - apart
+    return [
+        *ops,
+        (FUSION, "fusion", 1, fusion, fused.id),
+        *(p for p in parts if p[1] == "optimizer"),
+        call,
+    ]
 
 
 def _names(ops: Sequence[cases.Case]) -> dict[cases.Case, str]:

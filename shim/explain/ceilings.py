@@ -59,7 +59,7 @@ def demand(case: cases.Case) -> Demand:
     direction = "forward" if case.direction == cases.PREDICT else "forward_backward"
     recorded = models.record(model, direction, dict(case.dims)["N"], case.dtype)
     flops = 0.0 if case.direction == cases.OPTIMIZER_STEP else float(sum(c.work().flops for c in recorded))
-    if case.direction == cases.PREDICT:
+    if case.direction in (cases.PREDICT, cases.GRADIENTS):
         return Demand(flops, 0.0, 0.0)  # which part of its weights has to come from memory is not known
     params = model.initial()
     entries = sum(params[name].size for name in models.trained(model, params))

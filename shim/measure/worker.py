@@ -77,7 +77,8 @@ class Session:
         parsed = cases.parse(case)
         try:
             prepared = clock.prepare(self.backend, parsed, mode)
-            implementation = self.backend.implementation(parsed, mode)
+            together = parsed.direction == cases.GRADIENTS
+            implementation = "one compiled program" if together else self.backend.implementation(parsed, mode)
         except Unsupported as error:
             raise Failed("unsupported", error) from error
         except Exception as error:

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from shim.explain.attribution import Explanation, Term
+from shim.explain.attribution import FUSION, Explanation, Term
 from shim.measure.runfile import plain
 from shim.report import colours, page, words
 from shim.report.table import empty_table
@@ -25,22 +25,42 @@ def sentences(e: Explanation) -> Iterator[str]:
     first, second = (words.line(name, 60) for name in (e.first, e.second))
     times = [words.duration(step.value) for step in e.step]
     model = words.line(e.model, 60)
-    if e.ratio.verdict == "tie":
+    if e.verdict == "tie":
         yield f"{first} and {second} tie on {model}: {times[0]} and {times[1]} a training step."
-    elif e.ratio.verdict == "unknown":
+    elif e.verdict == "unknown":
         yield f"The samples do not decide between {first} and {second} on {model}: {times[0]} and {times[1]} a step."
     else:
-        fast, slow = (second, first) if e.ratio.verdict == "faster" else (first, second)
+        fast, slow = (second, first) if e.verdict == "faster" else (first, second)
         factor = words.times(max(e.ratio.value, 1 / e.ratio.value))
         yield f"{fast} is {factor}x faster than {slow} on {model}: {min(times, key=_by(times, e))} against " + (
             f"{max(times, key=_by(times, e))} a training step."
         )
         yield from _shares(e, fast)
+    yield from fusion(e)
     rest = e.residual
     yield (
         f"The parts timed alone leave {words.duration(abs(rest.gap.value))} of the gap unexplained, "
         f"{100 * e.residual_share:.0f} % of the slower step."
     )
+
+
+def fusion(e: Explanation) -> Iterator[str]:
+    """Say what compiling all ops as one program changes on each of the two, or why that is not told."""
+    unfused = {words.line(name, 60): words.line(reason, 200) for name, reason in e.unfused.items()}
+    for name, part in zip((e.first, e.second), (e.fusion.first, e.fusion.second) if e.fusion else (), strict=False):
+        if name not in e.unfused:
+            low, high = (_signed(end) for end in (part.low, part.high))
+            clear = "" if part.low > 0 or part.high < 0 else ", which the samples do not tell from nothing"
+            yield (
+                f"Fusion on {words.line(name, 60)}, its ops compiled as one program instead of apart: "
+                f"{_signed(part.value)} {words.interval(low, high)}{clear}."
+            )
+    if unfused:
+        yield f"No fusion is told of {'; '.join(f'{name}: {reason}' for name, reason in unfused.items())}."
+
+
+def _signed(seconds: float) -> str:
+    return f"{'-' if seconds < 0 else '+'}{words.duration(abs(seconds))}" if math.isfinite(seconds) else words.DASH
 
 
 def _by(times: list[str], e: Explanation) -> Any:
@@ -58,7 +78,8 @@ def _shares(e: Explanation, fast: str) -> Iterator[str]:
     if told:
         first, *rest = [f"{_percent(shares[phrase])} {{}}{phrase}" for phrase in told]
         yield f"{words.listing([first.format('of the gap is '), *(text.format('') for text in rest)])}."
-    against = [phrase for phrase in reversed(order) if shares[phrase] <= -WORTH_TELLING][:MOST_TOLD]
+    against = [phrase for phrase in reversed(order) if shares[phrase] <= -WORTH_TELLING and phrase != FUSION]
+    against = against[:MOST_TOLD]
     if against:
         parts = [f"{phrase} ({_percent(-shares[phrase])})" for phrase in against]
         yield f"Against the gap, {fast} takes longer in {words.listing(parts)}."
@@ -91,7 +112,9 @@ def _rows(e: Explanation, unit: words.Unit) -> Iterator[tuple[str, Term, list[st
         share = _percent(1.0 if term is whole and not math.isnan(e.share(whole)) else e.share(term))
         gap = _write(unit, term.gap.value)
         sign = "+" if term.gap.value > 0 and gap.strip("0.") else ""
-        cells = [_write(unit, term.first.value), _write(unit, term.second.value), sign + gap]
+        each = zip((e.first, e.second), (term.first, term.second), strict=True)
+        lacks = e.unfused if term.kind == "fusion" else {}
+        cells = [words.DASH if name in lacks else _write(unit, part.value) for name, part in each] + [sign + gap]
         yield term.kind, term, [_label(term), *cells, words.interval(low, high), share]
 
 
@@ -138,7 +161,7 @@ def as_json(e: Explanation) -> dict[str, Any]:
             "second": e.second,
             "sentences": list(sentences(e)),
             "step": [numbers(step) for step in e.step],
-            "ratio": numbers(e.ratio) | {"verdict": e.ratio.verdict},
+            "ratio": numbers(e.ratio) | {"verdict": e.verdict},
             "gap": numbers(e.gap),
             "residual_share": e.residual_share,
             "terms": [
@@ -147,6 +170,7 @@ def as_json(e: Explanation) -> dict[str, Any]:
                 for t in e.terms
             ],
             "missing": e.missing,
+            "unfused": dict(e.unfused),
             "rounds": e.rounds,
         }
     )

@@ -12,7 +12,12 @@ from datetime import datetime
 from typing import Any
 
 DASH = "\N{EN DASH}"
-OF_MODELS = {"train_step": "training step", "predict": "prediction", "optimizer_step": "optimizer step"}
+OF_MODELS = {
+    "train_step": "training step",
+    "predict": "prediction",
+    "optimizer_step": "optimizer step",
+    "gradients": "gradients",
+}
 DIRECTIONS = {
     "forward": "forward",
     "forward_backward": "forward + backward",

@@ -183,6 +183,22 @@ def test_the_optimizer_alone_agrees(backend, mode, name):
     parity.verify(backend, cases.of_model(name, cases.OPTIMIZER_STEP, 5, "float32", {}), mode)
 
 
+@pytest.mark.parametrize("name", ["mnist_mlp", "text_generator", "imdb_fasttext-ngrams=1"])  # dropout, moments, tables
+def test_the_gradients_compiled_as_one_program_agree(backend, mode, name, widest):
+    model = models.load(name)
+    case = cases.of_model(model.name, cases.GRADIENTS, 5, widest, dict(model.options))
+    if not protocol.fuses(backend, mode):
+        with pytest.raises(protocol.Unsupported, match="compile"):
+            parity.verify(backend, case, mode)
+        return
+    parity.verify(backend, case, mode)
+    run = backend.gradients_of(model, mode)
+    params, (x, labels) = model.initial(dtype=widest), model.batch(0, widest, 5)
+    args = [{k: backend.to_device(v) for k, v in params.items()}, backend.to_device(x), backend.to_device(labels)]
+    losses = {float(backend.to_numpy(run(*args)[0])) for _ in range(2)}
+    assert len(losses) == (2 if name in DROPOUT else 1)  # each call has a mask of its own
+
+
 def _contract_loss(model, params, x, labels, training=False):
     """Return the logits of the main head, its loss, and the weighted loss."""
     ops = SimpleNamespace(**{name: entry.reference for name, entry in contract.OPS.items()})
