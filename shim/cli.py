@@ -46,6 +46,7 @@ EPILOGUES = {
     "map": "Examples:\n\n\b\n  shim map lstm\n"
     "  shim map dense --backends numpy,torch --budget 120\n"
     "  shim map conv2d --direction forward --json\n"
+    "  shim map lstm --shapes deepbench --direction forward\n"
     "  shim map --run .shim/runs/20260101-120000-map-lstm.jsonl",
     "profile": "Examples:\n\n\b\n  shim profile mnist_mlp --backend torch\n"
     "  shim profile lstm/forward_backward/N32-T100-I128-H64/float32 -b tensorflow --mode xla\n"
@@ -548,6 +549,7 @@ def causes(
 
 @main.command("map", epilog=EPILOGUES["map"])
 @click.argument("op", required=False)
+@click.option("--shapes", metavar="NAME", help="Published shapes instead of the grid: deepbench, or ptb of lstm.")
 @backends_option
 @click.option(
     "--direction", type=click.Choice(["forward", "forward_backward"]), default="forward_backward", show_default=True
@@ -566,6 +568,7 @@ def causes(
 @json_option
 def win_map(
     op: str | None,
+    shapes: str | None,
     backends: tuple[str, ...],
     direction: str,
     budget: float,
@@ -585,14 +588,14 @@ def win_map(
     from shim.report import winmap
 
     if run_file:
-        if op:
-            raise click.UsageError("--run takes the op from the run file")
+        if op or shapes:
+            raise click.UsageError("--run takes the op and its shapes from the run file")
         run, path = runfile.read(run_file), run_file
     else:
         if op is None:
             raise click.UsageError(f"name an op: {', '.join(mapping.GRIDS)}")
-        grid = mapping.grid_of(op)
-        path = output or _run_path(f"map-{op}")
+        grid = mapping.grid_of(op, shapes)
+        path = output or _run_path("-".join(filter(None, ("map", op, shapes))))
         run = benching.run(
             path,
             targets=_targets(backends),

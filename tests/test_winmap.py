@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from shim import cases
-from shim.explain import prediction, winmap
+from shim.explain import prediction, published, winmap
 from shim.measure import bench, runfile
 from shim.report import winmap as report
 
@@ -170,7 +170,7 @@ def test_an_op_without_a_map_and_a_run_that_is_none_are_refused(tmp_path):
     ):
         winmap.grid_of("relu")
     run = runfile.read(example.write(tmp_path / "run.jsonl", list(example.records())))
-    with pytest.raises(ValueError, match="is no map of dense: it has other cases"):
+    with pytest.raises(ValueError, match="is no map: these are not the cases of a map of dense"):
         winmap.read(run)
 
 
@@ -206,6 +206,58 @@ def test_hostile_names_are_escaped_on_the_map(made, tmp_path):
     html = report.render(runfile.read(tmp_path / "run.jsonl"), found)
     assert "<script" not in html
     assert "&lt;script&gt;" in html
+
+
+# ---------------------------------------------------------------------------------------------------- published shapes
+
+
+@pytest.mark.parametrize("listed", published.LISTS.values(), ids=lambda listed: f"{listed.name}-{listed.op}")
+def test_published_shapes_fit_a_cpu_and_each_figure_has_its_source(listed):
+    cells = listed.cells()
+    assert len(set(cells.values())) == len(cells) >= (6 if listed.name == "ptb" else 8)
+    assert all(cases.parse(case.id) == case for case in cells.values())
+    assert max(case.work().flops for case in cells.values()) < 9e10
+    assert max(case.work().bytes for case in cells.values()) < 3e8
+    figures = [figure for shape in listed.shapes for figure in shape.figures]
+    assert len(figures) >= 3
+    assert all(1e-5 < f.seconds < 1 and f.device and f.library and f.covers for f in figures)
+    assert all(thing.source.startswith("https://") for thing in (listed, *figures))
+    assert winmap.grid_of_cases([case.id for case in cells.values()]) is listed
+
+
+def test_shapes_are_those_of_deepbench():
+    """One row of each of its lists: m, n, k; w, h, c, n, k, s, r; hidden, batch, steps."""
+    dense, conv, lstm = (published.LISTS["deepbench", op].cells() for op in ("dense", "conv2d", "lstm"))
+    assert dense[9,].dims == (("N", 16), ("I", 1024), ("O", 3072))
+    assert dict(conv[13,].dims) == {"N": 4, "H": 161, "W": 700, "C": 1, "R": 5, "S": 20, "O": 32}
+    assert dict(conv[13,].options) == {"stride": 2}
+    assert dict(lstm[8,].dims) == {"N": 64, "T": 150, "I": 256, "H": 256}
+
+
+def test_published_times_stand_beside_ours_and_decide_nothing(tmp_path):
+    listed = published.LISTS["deepbench", "lstm"]
+    cells = listed.cells("forward")
+    seconds = [(2e-3, 1e-3)] * len(cells)
+    run = runfile.read(
+        example.write(tmp_path / "run.jsonl", list(example.records(TWO, [c.id for c in cells.values()], seconds, 5)))
+    )
+    found = winmap.read(run)
+    assert (found.grid, found.crossovers) == (listed, ())
+    assert {cell.fastest for cell in found.cells.values()} == {"torch"}
+    console = Console(file=io.StringIO(), width=200)
+    report.print_map(found, console)
+    html = report.render(run, found)
+    for text in (console.file.getvalue(), html):
+        assert "Of 9 shapes of DeepBench, LSTMs, torch wins in 9." in text
+        assert "N16 T25 I512 H512" in text
+        assert "figures are of other machines" in text
+    assert "1.56 ms on Tesla V100, cuDNN 7.6.2: forward, without the product of the inputs" in console.file.getvalue()
+    assert '<td class="n">1.56 ms</td><td>Tesla V100</td><td>cuDNN 7.6.2</td>' in html
+    assert "gradients, without" not in html  # that is the other direction
+    plain = json.loads(json.dumps(report.as_json(found), allow_nan=False))
+    assert plain["shapes"] == "deepbench"
+    assert [len(cell["published"]) for cell in plain["cells"]] == [1, 0, 1, 1, 0, 1, 1, 0, 1]
+    assert plain["cells"][0]["published"][0]["seconds"] == 1.095e-3
 
 
 # -------------------------------------------------------------------------------------------------------- measuring it

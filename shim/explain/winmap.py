@@ -19,6 +19,7 @@ import numpy as np
 from scipy import special, stats
 
 from shim import cases, statistics
+from shim.explain.published import LISTS, Listed
 
 RATE = 0.05  # of false winners among the winners of a map
 LOOKS = 2
@@ -106,9 +107,9 @@ class Crossover:
 
 @dataclass(frozen=True)
 class WinMap:
-    """The cells of a grid by point, and where their winners change."""
+    """The cells of a grid, or of a list of shapes, by point, and where their winners change."""
 
-    grid: Grid
+    grid: Grid | Listed
     direction: str
     contestants: tuple[str, ...]
     cells: Mapping[tuple[int, ...], Cell]
@@ -116,23 +117,38 @@ class WinMap:
     failures: tuple[str, ...]
 
 
-def grid_of(op: str) -> Grid:
-    """Return the grid of an op; raise ``ValueError`` with the choices if it has none."""
-    if op not in GRIDS:
-        raise ValueError(f"there is no map of {op!r}; there are maps of: {', '.join(GRIDS)}")
-    return GRIDS[op]
+def grid_of(op: str, shapes: str | None = None) -> Grid | Listed:
+    """Return the grid of an op, or its published ``shapes``; raise ``ValueError`` with the choices if it has none."""
+    if shapes is None:
+        if op not in GRIDS:
+            raise ValueError(f"there is no map of {op!r}; there are maps of: {', '.join(GRIDS)}")
+        return GRIDS[op]
+    if (shapes, op) not in LISTS:
+        found = ", ".join(f"{listed} of {name}" for listed, name in LISTS)
+        raise ValueError(f"there are no shapes {shapes!r} of {op!r}; there are: {found}")
+    return LISTS[shapes, op]
 
 
-def read(run: Any, grid: Grid | None = None) -> WinMap:
+def grid_of_cases(ids: Sequence[str]) -> Grid | Listed:
+    """Return the grid or list that has just these cases; raise ``ValueError`` if none has."""
+    first = cases.parse(ids[0])
+    for grid in (grid_of(first.op), *(listed for listed in LISTS.values() if listed.op == first.op)):
+        if {case.id for case in grid.cells(first.direction, first.dtype).values()} == set(ids):
+            return grid
+    raise ValueError(f"these are not the cases of a map of {first.op}")
+
+
+def read(run: Any, grid: Grid | Listed | None = None) -> WinMap:
     """Return the map that a run holds. Raises ``ValueError`` if its cases are not those of a grid."""
     ids = run.header.get("config", {}).get("cases", ())
     if not ids:
         raise ValueError(f"{run.path} has no cases")
     first = cases.parse(ids[0])
-    grid = grid or grid_of(first.op)
+    try:
+        grid = grid or grid_of_cases(ids)
+    except ValueError as error:
+        raise ValueError(f"{run.path} is no map: {error}") from None
     points = {case.id: point for point, case in grid.cells(first.direction, first.dtype).items()}
-    if not set(ids) <= set(points):
-        raise ValueError(f"{run.path} is no map of {grid.op}: it has other cases")
     names = tuple(statistics.labels(run).values())
     samples: dict[str, dict[str, statistics.Samples]] = {id: {} for id in ids}
     for row in statistics.rows(run):
@@ -204,7 +220,7 @@ def _cell(judged: _Judged, p: float) -> Cell:
     return Cell(judged.point, judged.case, kind, tuple(leaders), ratio, p, judged.seconds, judged.rounds)
 
 
-def _crossovers(grid: Grid, cells: Mapping[tuple[int, ...], Cell]) -> Iterator[Crossover]:
+def _crossovers(grid: Grid | Listed, cells: Mapping[tuple[int, ...], Cell]) -> Iterator[Crossover]:
     for k, (axis, _) in enumerate(grid.axes):
         for line in _lines(cells, k):
             winners = [cell for cell in line if cell.kind == "winner"]
@@ -240,7 +256,7 @@ class Chooser:
     long as one more is likely to end in time.
     """
 
-    def __init__(self, grid: Grid, seconds: float) -> None:
+    def __init__(self, grid: Grid | Listed, seconds: float) -> None:
         self._grid, self._seconds = grid, seconds
         self._start = self._last = monotonic()
         self._chosen: list[str] | None = None

@@ -64,7 +64,7 @@ def show(path: Path, baseline: str | None = None) -> Shown:
     if _is_map(run):
         found = mapping.read(run)
         told = [*winmap.sentences(found), *winmap.crossings(found)]
-        name = f"{found.grid.op}, {words.DIRECTIONS[found.direction]}"
+        name = f"{winmap.subject(found)}, {words.DIRECTIONS[found.direction]}"
         render: Any = partial(winmap.render, run, found)
         return replace(shown, kind="map", name=name, title=winmap.title(found), sentences=told, render=render)
     if "only" in run.header["config"]:
@@ -87,11 +87,10 @@ def _is_map(run: Any) -> bool:
     """Return whether a run has just the cases of a whole map."""
     ids = run.header["config"].get("cases", ())
     try:
-        first = cases.parse(ids[0])
-        grid = mapping.grid_of(first.op)
+        mapping.grid_of_cases(ids)
     except (IndexError, ValueError):
         return False
-    return {case.id for case in grid.cells(first.direction, first.dtype).values()} == set(ids)
+    return True
 
 
 def _article(found: benchmark.Article, baseline: str | None) -> Shown:

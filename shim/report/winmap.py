@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from shim.explain import prediction
+from shim.explain.published import Figure, Listed
 from shim.explain.winmap import RATE, Cell, WinMap
 from shim.measure.runfile import plain
 from shim.report import colours, page, words
@@ -29,7 +30,7 @@ def sentences(found: WinMap) -> Iterator[str]:
     parts += [
         f"{kinds[kind]} {word}" for kind, word in (("tie", "are ties"), ("unknown", "are undecided")) if kinds[kind]
     ]
-    yield f"Of {words.count(len(found.cells), 'shape')} of {found.grid.op}, {words.listing(parts)}."
+    yield f"Of {words.count(len(found.cells), 'shape')} of {subject(found)}, {words.listing(parts)}."
     yield (
         f"Of the wins, no more than {100 * RATE:.0f} % are expected to be false (Benjamini-Hochberg over the map); "
         "within 3 % is a tie."
@@ -65,32 +66,70 @@ def text_of(cell: Cell) -> str:
     return f"{'=' if cell.kind == 'tie' else '?'} {', '.join(names[:2])}{others}"
 
 
-def _panels(found: WinMap) -> Iterator[tuple[int, list[tuple[int, list[Cell | None]]]]]:
-    """Yield the panels of a map: the length of the first axis, and rows of cells."""
-    (_, panels), (_, rows), (_, columns) = found.grid.axes
+def subject(found: WinMap) -> str:
+    """Name what a map is of."""
+    return found.grid.title if isinstance(found.grid, Listed) else found.grid.op
+
+
+def _columns(found: WinMap) -> list[str]:
+    if isinstance(found.grid, Listed):
+        return ["fastest here", "its time"]
+    axis, columns = found.grid.axes[2]
+    return [f"{axis} {column:,}" for column in columns]
+
+
+def _panels(found: WinMap) -> Iterator[tuple[str, list[tuple[str, list[Cell | None]]]]]:
+    """Yield the panels of a map by name, each with its rows of cells by name: one row a shape of a list."""
+    if isinstance(found.grid, Listed):
+        yield "shape", [(_shape(cell), [cell]) for cell in found.cells.values()]
+        return
+    (first, panels), (row_axis, rows), (_, columns) = found.grid.axes
     for panel in panels:
-        yield panel, [(row, [found.cells.get((panel, row, column)) for column in columns]) for row in rows]
+        cells = [[found.cells.get((panel, row, column)) for column in columns] for row in rows]
+        yield (
+            f"{first} {panel:,}",
+            [(f"{row_axis} {row:,}", line) for row, line in zip(rows, cells, strict=True)],
+        )
+
+
+def _shape(cell: Cell) -> str:
+    return words.case_name(cell.case).shape
+
+
+def _fastest(cell: Cell) -> str:
+    return words.duration(cell.seconds.get(cell.fastest))
+
+
+def figures(found: WinMap, cell: Cell) -> list[Figure]:
+    """Return what others have published about the shape of a cell."""
+    return found.grid.figures(cell.point, found.direction) if isinstance(found.grid, Listed) else []
+
+
+def _published(figure: Figure) -> str:
+    return f"{words.duration(figure.seconds)} on {figure.device}, {figure.library}: {figure.covers}"
 
 
 def print_map(found: WinMap, console: Console) -> None:
     """Print a map: a table for each length of the first axis, then the sentences."""
-    (first, _), (row_axis, _), (column_axis, columns) = found.grid.axes
-    console.print(Text(f"{found.grid.op}, {words.DIRECTIONS[found.direction]}", style="bold"))
+    console.print(Text(f"{subject(found)}, {words.DIRECTIONS[found.direction]}", style="bold"))
+    listed = isinstance(found.grid, Listed)
     for panel, rows in _panels(found):
-        table = empty_table(True, f"{first} {panel:,}", *(f"{column_axis} {column:,}" for column in columns))
+        table = empty_table(True, panel, *_columns(found), *(["published, on other machines"] if listed else []))
         table.columns[0].style, table.columns[0].header_style = "bold", ""
         for row, cells in rows:
-            table.add_row(
-                f"{row_axis} {row:,}",
-                *(
-                    Text(text_of(c) if c else words.DASH, style="" if c and c.kind == "winner" else "dim")
-                    for c in cells
-                ),
-            )
+            texts = [
+                Text(text_of(c) if c else words.DASH, style="" if c and c.kind == "winner" else "dim") for c in cells
+            ]
+            if listed and cells[0]:
+                published = [_published(figure) for figure in figures(found, cells[0])]
+                texts += [Text(_fastest(cells[0])), Text("\n".join(published) or words.DASH, style="dim")]
+            table.add_row(row, *texts)
         console.print(table)
         console.print()
     for sentence in sentences(found):
         console.print(Text(sentence))
+    if isinstance(found.grid, Listed):
+        console.print(Text(f"{found.grid.note} Shapes from {found.grid.source}"))
     changes = list(crossings(found))
     if changes:
         console.print(Text(f"{words.count(len(changes), 'change')} of winner:", style="bold"))
@@ -113,12 +152,13 @@ def as_json(found: WinMap) -> dict[str, Any]:
         {
             "schema": 1,
             "op": found.grid.op,
+            "shapes": found.grid.name if isinstance(found.grid, Listed) else None,
             "direction": found.direction,
             "axes": {axis: list(values) for axis, values in found.grid.axes},
             "contestants": list(found.contestants),
             "cells": [
                 {
-                    "point": dict(zip((axis for axis, _ in found.grid.axes), cell.point, strict=True)),
+                    "point": dict(zip((axis for axis, _ in found.grid.axes), cell.point, strict=False)),
                     "case": cell.case,
                     "kind": cell.kind,
                     "leaders": cell.leaders,
@@ -126,6 +166,7 @@ def as_json(found: WinMap) -> dict[str, Any]:
                     "p": cell.p,
                     "seconds": dict(cell.seconds),
                     "rounds": cell.rounds,
+                    "published": [vars(figure) for figure in figures(found, cell)],
                 }
                 for cell in found.cells.values()
             ],
@@ -139,19 +180,27 @@ def as_json(found: WinMap) -> dict[str, Any]:
 
 def title(found: WinMap) -> str:
     """Name a map by its op and direction."""
-    return f"Who wins where: {found.grid.op}, {words.DIRECTIONS[found.direction]}"
+    return f"Who wins where: {subject(found)}, {words.DIRECTIONS[found.direction]}"
 
 
 def render(run: Any, found: WinMap, site: Any = None) -> str:
     """Return a map as the text of an HTML page, which may be one of a ``site``: see :class:`shim.report.site.Place`."""
     styles = colours.styles(found.contestants)
-    (first, _), (row_axis, _), (column_axis, columns) = found.grid.axes
+    listed = found.grid if isinstance(found.grid, Listed) else None
     panels = [
-        {
-            "name": f"{first} {panel:,}",
-            "rows": [(f"{row_axis} {row:,}", [_cell(cell, styles) for cell in cells]) for row, cells in rows],
-        }
+        {"name": panel, "rows": [(row, [_cell(cell, styles) for cell in cells]) for row, cells in rows]}
         for panel, rows in _panels(found)
+    ]
+    published = [
+        {
+            "shape": _shape(cell),
+            "case": cell.case,
+            "fastest": ", ".join(words.line(name, 40) for name in cell.leaders[:1]),
+            "time": _fastest(cell),
+            "figure": figure,
+        }
+        for cell in found.cells.values()
+        for figure in figures(found, cell)
     ]
     return page.fill(
         "winmap.html",
@@ -161,7 +210,9 @@ def render(run: Any, found: WinMap, site: Any = None) -> str:
         found=found,
         styles=styles,
         panels=panels,
-        columns=[f"{column_axis} {column:,}" for column in columns],
+        columns=_columns(found)[:1] if listed else _columns(found),
+        listed=listed,
+        published=published,
         sentences=list(sentences(found)),
         crossings=list(crossings(found)),
     )
