@@ -254,6 +254,7 @@ def test_published_times_stand_beside_ours_and_decide_nothing(tmp_path):
     assert "1.56 ms on Tesla V100, cuDNN 7.6.2: forward, without the product of the inputs" in console.file.getvalue()
     assert '<td class="n">1.56 ms</td><td>Tesla V100</td><td>cuDNN 7.6.2</td>' in html
     assert "gradients, without" not in html  # that is the other direction
+    assert "Nothing was published" not in html
     plain = json.loads(json.dumps(report.as_json(found), allow_nan=False))
     assert plain["shapes"] == "deepbench"
     assert [len(cell["published"]) for cell in plain["cells"]] == [1, 0, 1, 1, 0, 1, 1, 0, 1]
