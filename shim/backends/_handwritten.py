@@ -39,10 +39,13 @@ class Rows:
 
 
 class Workspace:
-    """Buffers kept from call to call and laid out anew when the shapes change; without ``keep`` no gradient follows."""
+    """Buffers kept from call to call and laid out anew when the shapes change; without ``keep`` no gradient follows.
 
-    def __init__(self, xp, keep=True):
-        self.xp, self.keep, self._held = xp, keep, {}
+    ``scale`` is how many times as much as fits the caches of a CPU one pass may handle.
+    """
+
+    def __init__(self, xp, keep=True, scale=1):
+        self.xp, self.keep, self.scale, self._held = xp, keep, scale, {}
 
     def __call__(self, layout, *key):
         """Return what ``layout(xp, keep, *key)`` made, for the last ``key`` of this layout."""
@@ -97,12 +100,12 @@ def _scattered(work, table, pieces):
 def embedding_average(work, ids, table, *, padding_id=None, table_gradient="dense"):
     xp, (n, t), width = work.xp, ids.shape, table.shape[1]
     weights = _weights(xp, ids, padding_id, table.dtype)
-    gathered = work(_gathered, n, t, width, table.dtype)
+    gathered = work(_gathered, work.scale * BLOCK, n, t, width, table.dtype)
     y = xp.empty((n, width), table.dtype)
     for start in range(0, n, len(gathered)):
         part = slice(start, start + len(gathered))
         rows = gathered[: min(len(gathered), n - start)]
-        table.take(ids[part], axis=0, out=rows, mode="clip")  # any other mode would fill a second buffer first
+        _take(table, ids[part], rows)
         xp.matmul(weights[part, None], rows, out=y[part, None])
 
     def pullback(dy, first=True):
@@ -116,6 +119,13 @@ def embedding_average(work, ids, table, *, padding_id=None, table_gradient="dens
     return y, pullback
 
 
+def _take(table, ids, rows):
+    try:
+        table.take(ids, axis=0, out=rows, mode="clip")  # with any other mode NumPy fills a second buffer first
+    except TypeError:  # CuPy has no modes
+        table.take(ids, axis=0, out=rows)
+
+
 def _weights(xp, ids, padding_id, dtype):
     """Return the share of each position (N, T) in the average of its sample."""
     if padding_id is None:
@@ -124,8 +134,8 @@ def _weights(xp, ids, padding_id, dtype):
     return (kept / xp.maximum(kept.sum(axis=1, keepdims=True), 1)).astype(dtype)
 
 
-def _gathered(xp, keep, n, t, width, dtype):
-    return xp.empty((min(n, max(1, BLOCK // (t * width))), t, width), dtype)
+def _gathered(xp, keep, block, n, t, width, dtype):
+    return xp.empty((min(n, max(1, block // (t * width))), t, width), dtype)
 
 
 def dense_gradient(xp, keep, rows, width, dtype):
@@ -174,7 +184,7 @@ def max_pool2d(work, x, *, pool=2):
         (slice(None), slice(i, p * pool, pool), slice(j, q * pool, pool)) for i in range(pool) for j in range(pool)
     ]
     y = xp.empty((n, p, q, c), x.dtype)
-    length = max(1, BLOCK // (height * width * c))
+    length = max(1, work.scale * BLOCK // (height * width * c))
     parts = [slice(start, start + length) for start in range(0, n, length)]
     for part in parts:
         image, out = x[part], y[part]

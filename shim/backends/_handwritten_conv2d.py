@@ -20,7 +20,7 @@ BLOCK = 2**18  # elements of patches and results at a time, about the second-lev
 def conv2d(work, x, w, b, *, stride=1, padding="valid", activation=None):
     """Return the result and its pullback; see :func:`shim.contract.conv2d`."""
     xp, width = work.xp, w.shape[3]
-    a = work(_arrays, x.shape, w.shape, stride, padding, x.dtype)
+    a = work(_arrays, work.scale * BLOCK, x.shape, w.shape, stride, padding, x.dtype)
     image = x
     if a.padded is not None:
         a.inner[:], image = x, a.padded
@@ -87,23 +87,23 @@ def _patches(xp, buffer, windows):
     return patches
 
 
-def _blocks(n, p, q, width):
-    """Return pairs of slices, images and lines of P x Q results, such that a block has about ``BLOCK`` elements."""
-    images = min(n, max(1, BLOCK // (p * q * width)))
-    parts = min(p, -(-p * q * width // BLOCK)) if images == 1 else 1
+def _blocks(block, n, p, q, width):
+    """Return pairs of slices, images and lines of P x Q results, such that each has about ``block`` elements."""
+    images = min(n, max(1, block // (p * q * width)))
+    parts = min(p, -(-p * q * width // block)) if images == 1 else 1
     lines = -(-p // parts)
     starts = itertools.product(range(0, n, images), range(0, p, lines))
     return [(slice(i, min(i + images, n)), slice(j, min(j + lines, p))) for i, j in starts]
 
 
-def _arrays(xp, keep, shape, kernel, stride, padding, dtype):
+def _arrays(xp, keep, block, shape, kernel, stride, padding, dtype):
     """Lay out the buffers for images (N, H, W, C) and a kernel (R, S, C, O)."""
     n, *size, c = shape
     o, k = kernel[3], math.prod(kernel[:3])
     same = padding == "same"
     before, after = zip(*(same_padding(size[d], kernel[d], stride) if same else (0, 0) for d in (0, 1)), strict=True)
     p, q = ((before[d] + size[d] + after[d] - kernel[d]) // stride + 1 for d in (0, 1))
-    a = SimpleNamespace(p=p, q=q, blocks=_blocks(n, p, q, k + o), padded=None)
+    a = SimpleNamespace(p=p, q=q, blocks=_blocks(block, n, p, q, k + o), padded=None)
     if any(before + after):
         a.padded = xp.zeros((n, before[0] + size[0] + after[0], before[1] + size[1] + after[1], c), dtype)
         a.inner = a.padded[:, before[0] :, before[1] :][:, : size[0], : size[1]]
@@ -118,7 +118,7 @@ def _arrays(xp, keep, shape, kernel, stride, padding, dtype):
         a.dz_padded = xp.zeros((images, *padded, o), dtype)
         a.dz_inner = a.dz_padded[:, margin[0] : margin[0] + p, margin[1] : margin[1] + q]
         axes = [_phases(size[d], kernel[d], stride, before[d]) for d in (0, 1)]
-        a.phases = [_phase(images, *pair, c, o) for pair in itertools.product(*axes)]
+        a.phases = [_phase(block, images, *pair, c, o) for pair in itertools.product(*axes)]
         flat = xp.empty(max(phase.rows * phase.k for phase in a.phases), dtype)
         for phase in a.phases:
             phase.buffer = flat[: phase.rows * phase.k].reshape(phase.rows, phase.k)
@@ -139,10 +139,10 @@ def _phases(length, kernel, stride, before):
         yield start, slice(residue, None, stride), taps, window + margin + 1 - taps, len(range(start, length, stride))
 
 
-def _phase(images, rows, columns, c, o):
+def _phase(block, images, rows, columns, c, o):
     start, taps, counts, first, shape = zip(rows, columns, strict=True)
     k = math.prod(counts) * o
-    blocks = _blocks(images, *shape, k + c)
+    blocks = _blocks(block, images, *shape, k + c)
     return SimpleNamespace(
         start=start, taps=taps, first=first, shape=shape, k=k, blocks=blocks, rows=_rows(blocks, shape[1])
     )

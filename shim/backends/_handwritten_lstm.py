@@ -60,7 +60,7 @@ def _recurrence(work, x, weights, orders, return_sequences, hard):
             a.dh[:] = 0
         else:
             a.dh[:] = dy.reshape(n, d, h).transpose(1, 2, 0)
-        _slopes(xp, a, t, h, hard)
+        _slopes(xp, a, t, h, hard, work.scale * BLOCK)
         _walk_back(xp, a, xp.stack([w_h for _, w_h, _ in weights]), dys)
         grads = [_input_gradient(xp, a, x, weights, orders) if first else None]
         for k in range(d):
@@ -95,9 +95,9 @@ def _walk(xp, a, hard):
         multiply(s.o, s.tanh_c, out=s.next_h)
 
 
-def _slopes(xp, a, t, h, hard):
+def _slopes(xp, a, t, h, hard, block):
     """Fill ``a.slopes`` with what turns dh (gate o) and dc (gates i, f, g) into dz, ``a.tanh_c`` with dc / dh."""
-    length = max(1, BLOCK // a.gates[0].size)
+    length = max(1, block // a.gates[0].size)
     for start in range(0, t, length):
         steps = slice(start, min(start + length, t))
         gates, slopes, tanh_c = a.gates[steps], a.slopes[steps], a.tanh_c[steps]

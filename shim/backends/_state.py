@@ -22,12 +22,12 @@ def unpack(state, names):
     return weights, slots, int(state["step"])
 
 
-def refill(arrays, slots, state):
-    """Write the weights and slots of a packed state into NumPy arrays, where they are; return the step."""
+def refill(arrays, slots, state, to_device):
+    """Write the weights and slots of a packed state into a backend's arrays, where they are; return the step."""
     weights, values, step = unpack(state, slots)
     for name, value in weights.items():
-        arrays[name][...] = value
+        arrays[name][...] = to_device(value)
     for name, kept in slots.items():
         for array, value in zip(kept, values[name], strict=True):
-            array[...] = value
+            array[...] = to_device(value)
     return step

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from shim.backends._handwritten import Workspace
-
 
 class Variable:
     """An array whose uses are recorded. It has a shape and a dtype, and can be indexed."""
@@ -26,13 +24,13 @@ class Variable:
 
 
 class Tape:
-    """Records calls of hand-written ops. The k-th call of every round has the same workspace.
+    """Records calls of hand-written ops. The k-th call of every round has the same workspace, of ``workspace(keep)``.
 
     With ``recording`` false nothing is recorded and no workspace keeps what only gradients need.
     """
 
-    def __init__(self, xp, recording=True):
-        self.xp, self.recording = xp, recording
+    def __init__(self, workspace, recording=True):
+        self.recording, self._workspace = recording, workspace
         self._records, self._workspaces, self._calls = [], [], 0
 
     def start(self, params):
@@ -43,7 +41,7 @@ class Tape:
     def call(self, function, args, options):
         """Call ``function(work, *arrays, **options)`` and return its result as a variable."""
         if self._calls == len(self._workspaces):
-            self._workspaces.append(Workspace(self.xp, keep=self.recording))
+            self._workspaces.append(self._workspace(self.recording))
         work = self._workspaces[self._calls]
         self._calls += 1
         y, pullback = function(work, *(a.value if isinstance(a, Variable) else a for a in args), **options)
@@ -54,7 +52,8 @@ class Tape:
 
     def gradients(self, losses, variables):
         """Return the gradient of ``losses``, pairs (scalar, weight) that are added up, for each of ``variables``."""
-        gradients = {loss: self.xp.asarray(weight, loss.dtype) for loss, weight in losses}
+        xp = self._workspaces[0].xp
+        gradients = {loss: xp.asarray(weight, loss.dtype) for loss, weight in losses}
         for result, args, pullback in reversed(self._records):
             dy = gradients.pop(result, None)
             if dy is None:
@@ -63,7 +62,7 @@ class Tape:
             for a, gradient in zip(floats, pullback(dy, first=isinstance(args[0], Variable)), strict=True):
                 if isinstance(a, Variable):
                     gradients[a] = gradients[a] + gradient if a in gradients else gradient
-        return [gradients[v] if v in gradients else self.xp.zeros(v.shape, v.dtype) for v in variables]
+        return [gradients[v] if v in gradients else xp.zeros(v.shape, v.dtype) for v in variables]
 
 
 def _index(work, x, *, index):

@@ -13,20 +13,16 @@ import sys
 
 import numpy as np
 
-from shim import models
 from shim.backends import _handwritten
-from shim.backends._handwritten import Workspace
-from shim.backends._state import pack, refill
-from shim.backends._tape import Tape, Variable
-from shim.backends._updates import tables_by_rows, update
-from shim.models import optimizers
-from shim.protocol import bare_ops, check_choice, op, program
+from shim.backends._handwritten_programs import Programs, Trainer
+from shim.backends._updates import update
+from shim.protocol import check_choice, op, program
 
 DEVICES = ("cpu",)
 MODES = ("eager",)
 PRECISIONS = ("float32",)
 
-_generator = np.random.default_rng()
+_module = sys.modules[__name__]
 
 
 def setup(device="cpu", precision="float32", threads=None):
@@ -56,13 +52,27 @@ def synchronize(outputs):
 # ------------------------------------------------------------------------------------------------------- the ops
 
 
+class _SFC64:
+    """NumPy's fastest generator; dropout draws whole words, so that nothing else belongs to its state."""
+
+    def __init__(self, seed=None):
+        self._generator = np.random.Generator(np.random.SFC64(seed))
+        self.integers = self._generator.integers
+
+    @property
+    def state(self):
+        return self._generator.bit_generator.state["state"]["state"]
+
+    @state.setter
+    def state(self, words):
+        self._generator.bit_generator.state = self._generator.bit_generator.state | {"state": {"state": words}}
+
+
+_programs = Programs(np, _handwritten.OPS, update, _SFC64)
+
+
 def _call(name, *args, **options):
-    """Run an op on arrays, or record it on the tape of its variables."""
-    function = _handwritten.OPS[name]
-    for a in args:
-        if isinstance(a, Variable):
-            return a.tape.call(function, args, options)
-    return function(Workspace(np, keep=False), *args, **options)[0]
+    return _programs.call(name, *args, **options)
 
 
 @op
@@ -112,7 +122,7 @@ def relu(x):
 
 @op
 def dropout(x, *, rate=0.0):
-    return _call("dropout", x, rate=rate, generator=_generator)
+    return _call("dropout", x, rate=rate, generator=_programs.drawn)
 
 
 @op
@@ -143,127 +153,22 @@ def sigmoid_cross_entropy(logits, labels):
 # -------------------------------------------------------------------------------------------------- the programs
 
 
-def _function(op, options):
-    function = _handwritten.OPS[op]
-    return functools.partial(function, generator=_generator) if options.get("rate") else function
-
-
 @program
 def forward(op, options, mode):
-    function, work = _function(op, options), Workspace(np, keep=False)
-
-    def run(*args):
-        return function(work, *args, **options)[0]
-
-    return run
+    return _programs.forward(op, options)
 
 
 @program
 def forward_backward(op, options, mode, first=True):
-    function, work = _function(op, options), Workspace(np)
-
-    def run(args, dy):
-        y, pullback = function(work, *args, **options)
-        return y, pullback(dy, first)[0 if first else 1 :]
-
-    return run
+    return _programs.forward_backward(op, options, first)
 
 
 # -------------------------------------------------------------------------------------------------- the training
 
 
-class _Trainer:
-    """A tape for the training steps, another one for evaluation, and weights that are updated in place."""
-
-    def __init__(self, model, params, optimizer, seed):
-        self._model, self._optimizer, self._count = model, optimizer, 0
-        self._params = {name: np.array(value, order="C") for name, value in params.items()}
-        self._trained = models.trained(model, self._params)
-        self._states = {name: optimizers.init(optimizer, self._params[name]) for name in self._trained}
-        self._training, self._evaluation = Tape(np), Tape(np, recording=False)
-        self._generator, self._moments = np.random.Generator(np.random.SFC64(seed)), []
-
-        def draw(x, *, rate=0.0):
-            return _call("dropout", x, rate=rate, generator=self._generator) if rate else x
-
-        lookups = _row_lookups() if tables_by_rows(model, params, optimizer) else {}
-        dropout = draw if model.dropout else _identity
-        self._training_ops = _ops({"training": True, "moments": self._moments}, dropout=dropout, **lookups)
-        self._evaluation_ops = _ops({"training": False}, dropout=_identity)
-
-    def step(self, x, labels):
-        variables = self._training.start({name: self._params[name] for name in self._trained})
-        self._moments.clear()
-        _, losses = models.losses(self._model, self._training_ops, self._params | variables, x, labels)
-        gradients = self._training.gradients(losses, variables.values())
-        self._update(gradients)
-        for names, moments in zip(self._model.moments, self._moments, strict=True):
-            for name, moment in zip(names, moments, strict=True):
-                self._params[name] += (1 - models.MOMENTUM) * (moment - self._params[name])
-        self._count += 1
-        return losses[0][0].value
-
-    def _update(self, gradients):
-        for name, g in zip(self._trained, gradients, strict=True):
-            update(self._optimizer, np, self._count, self._params[name], g, self._states[name])
-
-    def updater(self, gradients):
-        arrays = [np.array(gradients[name], order="C") for name in self._trained]
-
-        def call():
-            self._update(arrays)
-            self._count += 1
-
-        return call
-
-    def _evaluated(self):
-        """Return the weights as variables of the tape of evaluation, which starts anew."""
-        return self._params | self._evaluation.start({name: self._params[name] for name in self._trained})
-
-    def evaluate(self, x, labels):
-        logits, losses = models.losses(self._model, self._evaluation_ops, self._evaluated(), x, labels)
-        predicted = logits.value.argmax(axis=-1) if logits.value.ndim == 2 else logits.value > 0
-        return losses[0][0].value, np.asarray((predicted == labels).sum())
-
-    def predict(self, x):
-        return models.logits(self._model, self._evaluation_ops, self._evaluated(), x).value
-
-    def params(self):
-        return {name: value.copy() for name, value in self._params.items()}
-
-    def state(self):
-        slots = {name: [value.copy() for value in values] for name, values in self._states.items()}
-        words = self._generator.bit_generator.state["state"]["state"]  # dropout draws whole words: nothing is buffered
-        return pack(self.params(), slots, self._count, generator=words.copy())
-
-    def restore(self, state):
-        self._count = refill(self._params, self._states, state)
-        known = self._generator.bit_generator.state
-        self._generator.bit_generator.state = known | {"state": {"state": state["generator"]}}
-
-
-def _ops(normalising, **replaced):
-    """Return the ops of a model, with the options of its ``batch_norm``."""
-
-    def normalise(*args, training=None):
-        return _call("batch_norm", *args, **normalising)
-
-    return bare_ops(sys.modules[__name__], batch_norm=normalise, **replaced)
-
-
-def _row_lookups():
-    """Return the ops that look up tables, their gradients as rows."""
-    names = ("embedding", "embedding_average")
-    return {name: functools.partial(_call, name, table_gradient="rows") for name in names}
-
-
-def _identity(x, *, rate=0.0):
-    return x
-
-
 def trainer(model, params, optimizer, mode, seed=0):
     check_choice("mode", mode, MODES)
-    return _Trainer(model, params, optimizer, seed)
+    return Trainer(_programs, _module, model, params, optimizer, seed)
 
 
 # ------------------------------------------------------------------------------------------------ what was used

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
-from shim.backends import _handwritten
+from shim.backends._handwritten_programs import Programs
 from shim.cases import Case
 from shim.measure import clock
 from shim.trace import naming
@@ -61,11 +61,13 @@ def record(backend: Any, case: Case, mode: str, steps: int) -> list[Event]:
         with recorder.scope(name):
             yield
 
+    def recorded(programs: Programs) -> Programs:
+        ops = {op: numbered(op, function) for op, function in programs.ops.items()}
+        update = recorder.call("update", programs.update, naming.OPTIMIZER)
+        return replace(programs, xp=_Recorded(recorder, "numpy", programs.xp), ops=ops, update=update)
+
     with ExitStack() as stack:
-        stack.enter_context(naming.replaced(backend, "np", lambda np: _Recorded(recorder, "numpy", np)))
-        stack.enter_context(naming.replaced(backend, "update", partial(recorder.call, "update", op=naming.OPTIMIZER)))
-        ops = {op: numbered(op, function) for op, function in _handwritten.OPS.items()}
-        stack.enter_context(naming.replaced(_handwritten, "OPS", lambda _: ops))
+        stack.enter_context(naming.replaced(backend, "_programs", recorded))
         prepared = clock.prepare(backend, case, mode)
         naming.warm(prepared)
         recorder.events.clear()
