@@ -20,6 +20,7 @@ BACKENDS = {
     "jax": "jax",
     "torch": "torch",
     "cntk": "cntk",
+    "cupy": "cupy",
     "keras-tensorflow": "keras",
     "keras-jax": "keras",
     "keras-torch": "keras",

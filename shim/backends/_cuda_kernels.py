@@ -20,6 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
+from shim.backends._cuda_device import open_device
+
 FOLDER = Path(__file__).parent / "kernels"
 FILES = ("lstm", "embedding_average", "optimizers")
 DTYPES = ("float32", "int32")
@@ -57,9 +59,8 @@ class Kernels:
         return tuple(re.findall(r"^EMULATE\((\w+)\)$", self.text, re.MULTILINE))
 
     def on_gpu(self):
-        """Compile through CuPy, at the first launch; raise :class:`KernelsUnavailable` without CuPy or a GPU."""
-        cupy = _cupy()
-        module = cupy.RawModule(code=self.text, options=("-std=c++17", *self.options))
+        """Compile through CuPy, at the first launch; raise ``GpuUnavailable`` without CuPy or a GPU."""
+        module = open_device().RawModule(code=self.text, options=("-std=c++17", *self.options))
         return Module(functools.partial(_on_gpu, module))
 
     def emulated(self, folder, seed=0, sanitize=False):
@@ -122,18 +123,6 @@ def _argument(value):
     if not (value.flags.c_contiguous and value.dtype in DTYPES):
         raise ValueError(f"kernels take contiguous arrays of {' or '.join(DTYPES)}, not {value.dtype} {value.shape}")
     return value
-
-
-def _cupy():
-    try:
-        import cupy
-    except ImportError:
-        raise KernelsUnavailable("CuPy is not installed; with CUDA 13: pip install cupy-cuda13x") from None
-    try:
-        cupy.cuda.runtime.getDeviceCount()
-    except cupy.cuda.runtime.CUDARuntimeError as error:
-        raise KernelsUnavailable(f"CuPy {cupy.__version__} can use no GPU: {error}") from None
-    return cupy
 
 
 def _on_gpu(module, kernel, grid, block, args, shared):

@@ -1,15 +1,15 @@
-"""Ops on CUDA kernels where these are faster than array functions: LSTMs, embedding averages, the optimizers' steps.
+"""Ops on CUDA kernels where these are faster than array functions: LSTMs, embeddings, the optimizers' steps.
 
-The methods of :class:`CudaOps` are called like the functions of :mod:`shim.backends._handwritten` and return the same:
-a result and its pullback. They compute in float32; for another dtype, and for LSTMs of more than 128 units, they leave
-it to those functions. Products are left to the array module.
+The methods of :class:`CudaOps` are called like the functions of :mod:`shim.backends._handwritten` and
+:mod:`shim.backends._updates` and return the same: a result and its pullback. They compute in float32; for another
+dtype, and for LSTMs of more than 128 units, they leave it to those functions. Products are left to the array module.
 """
 
 from __future__ import annotations
 
 import functools
 
-from shim.backends import _handwritten
+from shim.backends import _handwritten, _updates
 from shim.backends._cuda_kernels import Kernels
 from shim.backends._handwritten import Rows
 from shim.models import optimizers
@@ -21,6 +21,12 @@ BLOCK = 256  # threads
 WIDEST = 1024  # threads of a block that averages one sample
 POSITIONS_OF_GROUP = 4  # that one group of lanes has under way
 PER_THREAD = 4  # elements of a weight
+OPS = ("lstm", "bilstm", "embedding_average", "embedding")  # that have kernels
+
+
+def has_kernels(op, dtype, hidden=1):
+    """Return whether an op runs on kernels, an LSTM with so many ``hidden`` units."""
+    return op in OPS and dtype == "float32" and hidden <= max(LSTM_SIZES)
 
 
 def lstm_constants(hidden, hard=False):
@@ -61,13 +67,13 @@ class CudaOps:
 
     def lstm(self, work, x, w_x, w_h, b, *, return_sequences=False, reverse=False, recurrent_activation="sigmoid"):
         options = {"return_sequences": return_sequences, "recurrent_activation": recurrent_activation}
-        if not _fits(x, w_h):
+        if not has_kernels("lstm", x.dtype, len(w_h)):
             return _handwritten.lstm(work, x, w_x, w_h, b, reverse=reverse, **options)
         return self._recurrence(work, x, [(w_x, w_h, b)], [reverse], **options)
 
     def bilstm(self, work, x, *weights, return_sequences=False, recurrent_activation="sigmoid"):
         options = {"return_sequences": return_sequences, "recurrent_activation": recurrent_activation}
-        if not _fits(x, weights[1]):
+        if not has_kernels("bilstm", x.dtype, len(weights[1])):
             return _handwritten.bilstm(work, x, *weights, **options)
         return self._recurrence(work, x, [weights[:3], weights[3:]], [False, True], **options)
 
@@ -103,13 +109,12 @@ class CudaOps:
 
         return (y if return_sequences else last), pullback
 
-    # ------------------------------------------------------------------------------------------ averages of embeddings
+    # -------------------------------------------------------------------------------------------------- embeddings
 
     def embedding_average(self, work, ids, table, *, padding_id=None, table_gradient="dense"):
-        if table.dtype != "float32":
-            return _handwritten.embedding_average(
-                work, ids, table, padding_id=padding_id, table_gradient=table_gradient
-            )
+        options = {"padding_id": padding_id, "table_gradient": table_gradient}
+        if not has_kernels("embedding_average", table.dtype):
+            return _handwritten.embedding_average(work, ids, table, **options)
         xp, (n, t), width = self._xp, ids.shape, table.shape[1]
         launch, (lane_count, vector) = self._module("embedding_average"), lanes(width)
         padding = -1 if padding_id is None else padding_id
@@ -118,38 +123,58 @@ class CudaOps:
         shared = 4 * (threads * vector + threads // lane_count)
         args = ids, table, y, shares, t, width, padding, lane_count
         launch(f"average_{vector}", (n,), (threads,), *args, shared=shared)
-        grid = (_parts(n * t, BLOCK // lane_count),)
 
-        def sum_runs(order, slots, dy, rows):
+        def pullback(dy, first=True):
+            return [self._table_gradient(work, ids, table, dy, shares, padding, table_gradient)]
+
+        return y, pullback
+
+    def embedding(self, work, ids, table, *, table_gradient="dense"):
+        if not has_kernels("embedding", table.dtype):
+            return _handwritten.embedding(work, ids, table, table_gradient=table_gradient)
+
+        def pullback(dy, first=True):
+            alone = ids.reshape(-1, 1)  # each position is an average of one
+            shares = work(_ones, len(alone), table.dtype)
+            return [self._table_gradient(work, alone, table, dy, shares, -1, table_gradient)]
+
+        return table.take(ids, axis=0), pullback
+
+    def _table_gradient(self, work, ids, table, dy, shares, padding, table_gradient):
+        """Return the gradient of a table: ``dy`` (N, width), times the share (N) of each position (N, T) in it."""
+        xp, (n, t), width, flat = self._xp, ids.shape, table.shape[1], ids.reshape(-1)
+        launch, (lane_count, vector) = self._module("embedding_average"), lanes(width)
+        dy, grid = xp.ascontiguousarray(dy), (_parts(n * t, BLOCK // lane_count),)
+
+        def sum_runs(order, slots, rows):
             args = order, slots, shares, dy, rows, n * t, t, width, lane_count
             launch(f"sum_runs_{vector}", grid, (BLOCK,), *args)
             return rows
 
-        def pullback(dy, first=True):
-            dy, flat = xp.ascontiguousarray(dy), ids.reshape(-1)
-            if table_gradient == "rows":
-                order, slots, unique = _runs(xp, flat, padding)
-                return [Rows([(unique, sum_runs(order, slots, dy, xp.empty((len(unique), width), dy.dtype)))])]
-            a = work(_handwritten.dense_gradient, *table.shape, table.dtype)
-            a.values[a.touched] = 0
-            a.touched = flat
-            if self._deterministic:
-                order = _sorted(xp, flat)
-                slots = xp.where(flat[order] == padding, -1, flat[order]).astype("int32")
-                return [sum_runs(order, slots, dy, a.values)]
-            args = ids, shares, dy, a.values, n * t, t, width, padding, lane_count
-            launch(f"scatter_{vector}", grid, (BLOCK,), *args)
-            return [a.values]
-
-        return y, pullback
+        if table_gradient == "rows":
+            order, slots, unique = _runs(xp, flat, padding)
+            return Rows([(unique, sum_runs(order, slots, xp.empty((len(unique), width), dy.dtype)))])
+        a = work(_handwritten.dense_gradient, *table.shape, table.dtype)
+        a.values[a.touched] = 0
+        a.touched = flat
+        if self._deterministic:
+            order = _sorted(xp, flat)
+            slots = xp.where(flat[order] == padding, -1, flat[order]).astype("int32")
+            return sum_runs(order, slots, a.values)
+        args = ids, shares, dy, a.values, n * t, t, width, padding, lane_count
+        launch(f"scatter_{vector}", grid, (BLOCK,), *args)
+        return a.values
 
     # --------------------------------------------------------------------------------------------------- optimizers
 
-    def update(self, optimizer, step, p, g, states):
+    def update(self, optimizer, xp, step, p, g, states):
         """Update a weight and its states in place as :func:`shim.models.optimizers.update` does.
 
         A gradient of :class:`Rows` is for descent, which moves those rows only, and for Adam, which moves all.
         """
+        if p.dtype != "float32":
+            _updates.update(optimizer, xp, step, p, g, states)
+            return
         launch, name = self._module("optimizers"), optimizer.name
         rate = optimizers.adam_rate if name == "adam" else optimizers.rate
         constants = [float(rate(optimizer, step))]
@@ -159,20 +184,20 @@ class CudaOps:
             constants += [1 - optimizer.rho, optimizer.epsilon]
         size = p.size
         if isinstance(g, Rows):
-            name, (places, g) = f"{name}_rows", g.summed(self._xp)
+            name, (places, g) = f"{name}_rows", g.summed(xp)
             places = places.astype("int32", copy=False)
             if optimizer.name == "adam":
-                places = _slots(self._xp, len(p), places)
+                places = _slots(xp, len(p), places)
             else:
                 size = g.size
             args = p, places, g, *states, size, p.shape[1], *constants
         else:
-            args = p, self._xp.ascontiguousarray(g), *states, size, *constants
+            args = p, xp.ascontiguousarray(g), *states, size, *constants
         launch(name, (_parts(size, BLOCK * PER_THREAD),), (BLOCK,), *args)
 
 
-def _fits(x, w_h):
-    return x.dtype == "float32" and len(w_h) <= max(LSTM_SIZES)
+def _ones(xp, keep, size, dtype):
+    return xp.ones(size, dtype)
 
 
 def _parts(size, part):

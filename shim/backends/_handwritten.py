@@ -215,10 +215,11 @@ def relu(work, x):
 
 
 def dropout(work, x, *, rate=0.0, generator=None):
+    """``generator.words(n)`` draws n integers of 64 bits."""
     xp = work.xp
     if not rate:
         return x.copy(), lambda dy, first=True: [dy.copy()]
-    words = generator.integers(0, 2**64 - 1, -(-x.size // 4), dtype=xp.uint64, endpoint=True)
+    words = generator.words(-(-x.size // 4))
     kept = words.view(xp.uint16)[: x.size].reshape(x.shape) >= round(rate * 2**16)
     factors = kept.astype(x.dtype)
     factors *= 1 / (1 - rate)

@@ -24,8 +24,8 @@ class Programs:
 
     ``ops[name](work, *args, **options)`` are those of :mod:`shim.backends._handwritten`, or others for the same, and
     ``update`` moves a weight in place as that of :mod:`shim.backends._updates` does. ``generator(seed)`` makes what
-    dropout draws from: its ``integers`` are those of :class:`numpy.random.Generator`, its ``state`` an array that can
-    be set. ``scale`` is how many times as much as fits the caches of a CPU one pass over an array may handle.
+    dropout draws from: ``words(n)`` returns n random integers of 64 bits, and ``state`` is an array that can be set.
+    ``scale`` is how many times as much as fits the caches of a CPU one pass over an array may handle.
     """
 
     xp: Any

@@ -53,11 +53,13 @@ def synchronize(outputs):
 
 
 class _SFC64:
-    """NumPy's fastest generator; dropout draws whole words, so that nothing else belongs to its state."""
+    """NumPy's fastest generator; only whole words are drawn, so that nothing else belongs to its state."""
 
     def __init__(self, seed=None):
         self._generator = np.random.Generator(np.random.SFC64(seed))
-        self.integers = self._generator.integers
+
+    def words(self, size):
+        return self._generator.integers(0, 2**64 - 1, size, dtype=np.uint64, endpoint=True)
 
     @property
     def state(self):

@@ -121,7 +121,7 @@ def verify_update(emulator, name, rows=False, **how):
             given = Rows([(ids, g[ids].copy()) for ids in pieces])
             uses = np.bincount(np.concatenate(pieces), minlength=len(p))
             g = g * uses[:, None]
-        ops.update(optimizer, step, p, given, states)
+        ops.update(optimizer, np, step, p, given, states)
         wanted, wanted_states = optimizers.update(
             optimizer, np, wanted, g.astype(np.float64), wanted_states, np.float64(step)
         )
