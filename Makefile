@@ -8,6 +8,7 @@ ifndef TARGETS
 KERAS ?= keras-tensorflow keras-jax keras-torch keras-numpy keras-openvino keras-cntk
 endif
 TARGETS ?= numpy tensorflow jax torch cntk
+GPU ?= cupy torch jax
 ARGS ?=
 
 BIN := .venv/bin
@@ -21,7 +22,7 @@ space := $() $()
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help tool env some-env bench bench-layers site test test-tool test-backends test-smoke test-asv lint types format asv clean \
+.PHONY: help tool env some-env bench bench-layers bench-gpu site test test-tool test-backends test-smoke test-asv lint types format asv clean \
   test-cuda test-cntk test-cntk-sample test-cntk-upstream test-cntk-pythons
 
 help:  ## Show this list
@@ -32,6 +33,18 @@ bench: some-env  ## Compare the backends on layers and on training steps of all 
 
 bench-layers: some-env  ## The same on the layers of two models alone, with narrower intervals
 	$(SHIM) bench --set article --model mnist_mlp --model imdb_bidirectional_lstm $(ARGS)
+
+# It begins with the GPU: without one it ends there, before torch and JAX are downloaded.
+bench-gpu: $(TOOL)  ## Check and compare the backends on the GPU, on all layers and models; run files go to results/
+	$(SHIM) env cupy
+	$(SHIM) check cupy --device cuda
+	$(SHIM) env $(GPU)
+	$(if $(filter jax,$(GPU)),$(BIN)/uv pip install -q --python $${SHIM_HOME:-.shim}/env/jax/bin/python 'jax[cuda13]')
+	$(SHIM) check $(filter-out cupy,$(GPU)) --device cuda
+	@mkdir -p results
+	name=results/$$(date +%Y%m%d-%H%M%S)-gpu && failed=0 && for set in article models; do \
+	  $(SHIM) bench --device cuda --backends $(subst $(space),$(comma),$(strip $(GPU))) --set $$set \
+	    --output $$name-$$set.jsonl $(ARGS) || failed=1; done; exit $$failed
 
 site: $(TOOL)  ## Write the newest runs as one site, joined with asv's pages where `make asv` has written them
 	$(SHIM) site $(ARGS)
@@ -92,9 +105,15 @@ test-backend-%: $(TOOL)
 	.shim/env/$*/bin/python -m pytest tests/backends --backend $* \
 	  $(foreach name,$(filter-out $(call module,$*),$(NAMES)),--ignore=tests/backends/test_$(name).py)
 
-# The CUDA kernels on the CPU, and compiled for GPUs that need not be there; see docs/gpu.md.
+# The CUDA kernels on the CPU, and compiled for GPUs that need not be there; the backend that uses them with NumPy in the
+# place of CuPy, under the tests of all backends. CHOSEN leaves out what is slow on a CPU; see docs/gpu.md.
+CHOSEN ?= conformance or mnist_mlp or test_the_optimizer or (float32 and (imdb_fasttext or lstm_text_generation))
 test-cuda: $(CUDA)
 	.shim/cuda/bin/python -m pytest tests/cuda
+ifeq ($(shell uname),Linux)
+	PYTHONPATH=tests/cuda .shim/cuda/bin/python -m pytest -p emulated_cupy --backend cupy -k '$(CHOSEN)' \
+	  tests/backends/test_conformance.py tests/backends/test_training.py
+endif
 
 $(CUDA): requirements/_cuda.txt requirements/_tools.txt $(TOOL)
 	@echo 'installing the compiler of the CUDA kernels into .shim/cuda'

@@ -31,13 +31,15 @@ class Outcome:
     unsupported: str | None = None
 
 
-def check(target: str, modes: Sequence[str], ops: Sequence[str], progress: Progress) -> Iterator[Outcome]:
+def check(
+    target: str, modes: Sequence[str], ops: Sequence[str], progress: Progress, device: str = "cpu"
+) -> Iterator[Outcome]:
     """Yield the outcome of every conformance case on a target, as its process reports them.
 
     No ``modes`` and no ``ops`` mean all of them. Raises ``RuntimeError`` if the process dies, with what it said last.
     """
     command = [str(environments.python(target)), "-P", "-m", "shim.check", environments.parse(target)[0]]
-    command += [f"--mode={mode}" for mode in modes] + [f"--op={op}" for op in ops]
+    command += [f"--device={device}", *(f"--mode={mode}" for mode in modes), *(f"--op={op}" for op in ops)]
     with tempfile.TemporaryFile("w+") as said:
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=said, text=True, env=environments.variables()
@@ -85,7 +87,12 @@ def main(arguments: Sequence[str]) -> None:
     records = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a framework prints must not end up between the records
     name, *rest = arguments
-    backend = shim.load(name)
+    device = next((a.removeprefix("--device=") for a in rest if a.startswith("--device=")), "cpu")
+    try:
+        backend = shim.load(name)
+        backend.setup(device=device)
+    except (ValueError, RuntimeError) as refusal:
+        sys.exit(str(refusal))
     modes = [a.removeprefix("--mode=") for a in rest if a.startswith("--mode=")] or list(backend.MODES)
     ops = {a.removeprefix("--op=") for a in rest if a.startswith("--op=")}
     cases = [case for case in parity.conformance_cases() if not ops or case.op in ops]
@@ -95,10 +102,10 @@ def main(arguments: Sequence[str]) -> None:
             worst, error, unsupported = None, None, None
             try:
                 worst = parity.verify(backend, case, mode)["worst"]
-            except protocol.Unsupported as refusal:
+            except protocol.Unsupported as limit:
                 if protocol.offers(backend, case):
-                    error = f"refused, although it is offered: {refusal}"
-                unsupported = str(refusal)
+                    error = f"refused, although it is offered: {limit}"
+                unsupported = str(limit)
             except Exception as problem:
                 error = f"{type(problem).__name__}: {problem}".splitlines()[0]
             outcome = {"worst": worst, "error": error, "unsupported": unsupported}

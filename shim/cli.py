@@ -19,10 +19,11 @@ EPILOGUES = {
     "  shim env tensorflow@2.16.2      another version beside the pinned one\n"
     "  shim env --remove torch",
     "check": "Examples:\n\n\b\n  shim check                      every installed backend\n"
-    "  shim check torch --op lstm\n  shim check --json > parity.json",
+    "  shim check torch --op lstm\n  shim check cupy torch --device cuda\n  shim check --json > parity.json",
     "bench": "Examples:\n\n\b\n  shim bench --set smoke --quick\n"
     "  shim bench --model mnist_mlp --model imdb_bidirectional_lstm\n"
     "  shim bench --backends torch,jax --modes all\n"
+    "  shim bench --backends cupy,torch --device cuda\n"
     "  shim bench --case lstm/forward/N32-T100-I128-H64/float32\n"
     "  shim bench --backends numpy,numpy@1.26.4\n"
     "  shim bench --resume .shim/runs/20260101-120000-article.jsonl",
@@ -152,18 +153,20 @@ def _print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def _targets(chosen: Iterable[str]) -> list[str]:
-    """Return the targets asked for, or all that are installed; the error names the command that installs one."""
-    from shim import environments, settings
+def _targets(chosen: Iterable[str], device: str = "cpu") -> list[str]:
+    """Return the targets asked for, or all for a device that are installed; the error names what installs one."""
+    from shim import environments, listing, settings
 
     targets = _split(chosen)
     for target in targets:
         environments.python(settings.split(target.partition(":")[0])[0])
     if targets:
         return targets
-    targets = [target for target in environments.installed() if "@" not in target and target != "null"]
+    there = (target for target in environments.installed() if "@" not in target and target != "null")
+    targets = [target for target in there if device in listing.devices(target)]
     if not targets:
-        raise RuntimeError("no backend is installed yet; run 'shim env numpy tensorflow jax torch'")
+        known = {"cpu": "numpy tensorflow jax torch", "cuda": "cupy jax torch"}[device]
+        raise RuntimeError(f"no backend is installed yet; run 'shim env {known}'")
     return targets
 
 
@@ -175,6 +178,9 @@ baseline_option = click.option(
     "--baseline", metavar="NAME", help="What ratios compare with; default: torch, else tensorflow."
 )
 
+device_option = click.option(
+    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where the backends compute."
+)
 threads_option = click.option("--threads", type=click.IntRange(1), help="Threads for each backend; default: all cores.")
 seed_option = click.option("--seed", default=0, show_default=True, help="Seed of the order of blocks.")
 block_option = click.option("--block-seconds", type=click.FloatRange(0, min_open=True), help="Length of a block.")
@@ -198,12 +204,15 @@ def backends(as_json: bool) -> None:
     if as_json:
         _print_json(rows)
         return
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table("backend", "state", "versions", "devices", "modes")
+    table = Table("backend", "state", "versions", "devices", "modes", "found")
     for row in rows:
         versions = ", ".join(f"{name} {version}" for name, version in row["versions"].items())
-        table.add_row(row["target"], row["state"], versions, ", ".join(row["devices"]), ", ".join(row["modes"]))
+        found = row["device"] or row["reason"] or ""
+        cells = (row["target"], row["state"], versions, ", ".join(row["devices"]), ", ".join(row["modes"]), found)
+        table.add_row(*map(escape, cells))
     _console().print(table)
 
 
@@ -246,8 +255,9 @@ def env(targets: tuple[str, ...], recreate: bool, remove: bool, as_json: bool) -
 @click.argument("targets", nargs=-1)
 @click.option("--op", "ops", multiple=True, help="Only this op; may be repeated.")
 @click.option("--mode", "modes", multiple=True, help="Only this mode; may be repeated.")
+@device_option
 @json_option
-def check(targets: tuple[str, ...], ops: tuple[str, ...], modes: tuple[str, ...], as_json: bool) -> None:
+def check(targets: tuple[str, ...], ops: tuple[str, ...], modes: tuple[str, ...], device: str, as_json: bool) -> None:
     """Compare every op of the installed backends with the contract, forward and every gradient."""
     from shim import check as checking
     from shim import contract
@@ -255,10 +265,10 @@ def check(targets: tuple[str, ...], ops: tuple[str, ...], modes: tuple[str, ...]
     for name in ops:
         contract.op(name)
     results = {}
-    for target in _targets(targets):
+    for target in _targets(targets, device):
         progress, outcomes = Progress(), []
         try:
-            for outcome in checking.check(target, modes, ops, progress):
+            for outcome in checking.check(target, modes, ops, progress, device):
                 outcomes.append(outcome)
         finally:
             progress.stop()
@@ -291,6 +301,7 @@ def _print_check(target: str, result: dict[str, Any]) -> None:
 @click.option("--rounds", type=click.IntRange(1), help="Fresh processes for each backend, at most.")
 @click.option("--sweeps", type=click.IntRange(1), help="Blocks of each case in each round.")
 @block_option
+@device_option
 @threads_option
 @seed_option
 @click.option("--dtype", default="float32", show_default=True)
@@ -308,6 +319,7 @@ def bench(
     rounds: int | None,
     sweeps: int | None,
     block_seconds: float | None,
+    device: str,
     threads: int | None,
     seed: int,
     dtype: str,
@@ -327,9 +339,10 @@ def bench(
         path = output or _run_path("case" if ids else case_set)
         run = benching.run(
             path,
-            targets=_targets(backends),
+            targets=_targets(backends, device),
             cases=chosen,
             modes=modes,
+            device=device,
             quick=quick,
             seed=seed,
             threads=threads,

@@ -58,6 +58,10 @@ FAULTS = {
     "forward_only": "from shim.protocol import Unsupported\nDIRECTIONS = ('forward',)\n"
     "def forward_backward(*args, **options): raise Unsupported('no gradients here; it computes forward only')\n"
     "def trainer(*args, seed=0): raise Unsupported('no training here; it computes forward only')",
+    "gpu": "DEVICES = ('cuda',)\n"
+    "def describe(): return {'device': 'A GPU', 'precision': 'float32', 'threads': 1, 'versions': {},"
+    " 'libraries': {'driver': '1.2'}}",
+    "no_gpu": "DEVICES = ('cuda',)\ndef setup(device='cuda', **others): raise RuntimeError('no driver; install one')",
     "missing": "raise ImportError('libfast.so.3: cannot open shared object file')",
     "hangs": "time.sleep(600)",
     "crashes": "os.kill(os.getpid(), signal.SIGSEGV)",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import fake_backends
 import pytest
+from click.testing import CliRunner
 
 from shim import cases, check, cli, parity, protocol
 
@@ -40,3 +42,13 @@ def test_a_refusal_of_what_is_offered_has_failed():
 )
 def test_a_backend_says_what_it_offers(limits, offered):
     assert protocol.offers(SimpleNamespace(**limits), CASE) == offered
+
+
+def test_a_device_that_is_not_there_is_told_before_any_case(tmp_path, monkeypatch):
+    fake_backends.install(tmp_path, monkeypatch)
+    result = CliRunner().invoke(cli.main, ["check", "no_gpu", "--device", "cuda"])
+    assert result.exit_code == 1
+    assert result.output == "Error: checking no_gpu stopped with status 1: no driver; install one\n"
+    result = CliRunner().invoke(cli.main, ["check", "gpu", "--device", "cuda", "--op", "flatten"])
+    assert result.output.startswith("gpu: ")
+    assert result.exit_code == 0, result.output

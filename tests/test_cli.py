@@ -183,7 +183,18 @@ def test_backends_are_listed_for_people_and_for_machines():
         "versions": {},
         "devices": ["cpu", "cuda"],
         "modes": ["eager", "compile"],
+        "device": None,
+        "reason": None,
     }
+
+
+def test_without_names_those_take_part_that_run_on_the_device(monkeypatch):
+    monkeypatch.setattr(environments, "installed", lambda: ["numpy", "torch", "cupy", "torch@2.6.0", "null"])
+    assert cli._targets([]) == ["numpy", "torch"]
+    assert cli._targets([], "cuda") == ["torch", "cupy"]
+    monkeypatch.setattr(environments, "installed", lambda: ["numpy"])
+    with pytest.raises(RuntimeError, match="no backend is installed yet; run 'shim env cupy jax torch'"):
+        cli._targets([], "cuda")
 
 
 def test_what_cannot_be_installed_is_said_with_its_reason(monkeypatch):

@@ -90,8 +90,3 @@ ptxas info    : Function properties for b
 ptxas info    : Used 16 registers, used 0 barriers
 """
     assert parse_resources(log) == {"a": Resources(40, 16, 512), "b": Resources(16, 0, 0)}
-
-
-def test_without_cupy_the_message_says_what_to_install():
-    with pytest.raises(KernelsUnavailable, match="CuPy is not installed; with CUDA 13: pip install cupy-cuda13x"):
-        Kernels("lstm", **lstm_constants(64)).on_gpu()

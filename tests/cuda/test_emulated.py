@@ -20,7 +20,7 @@ CONFORMANCE = [case for case in parity.conformance_cases(("float32",)) if hasatt
 @pytest.mark.parametrize("deterministic", [False, True], ids=["", "deterministic"])
 def test_agrees_with_the_contract(emulator, case, deterministic):
     emulator.verify(case, deterministic=deterministic)
-    assert emulator.launched
+    assert emulator.launched or (case.op, case.direction) == ("embedding", "forward")  # which only takes rows
 
 
 #: batch, steps, hidden units: every size of the kernels, below and at it, and every number of rows that a grid may have
@@ -62,6 +62,7 @@ def test_what_the_kernels_are_not_made_for_is_left_to_array_functions(emulator, 
         dims = {"N": 2, "T": 3, "I": 5, "H": hidden}
         emulator.verify(cases.case(op, "forward_backward", dims, dtype))
     if dtype == "float64":
+        verify_update(emulator, "adam", dtype=dtype)
         emulator.verify(cases.case("embedding_average", "forward_backward", {"N": 2, "T": 3, "V": 5, "D": 7}, dtype))
     assert not emulator.launched
 
@@ -107,14 +108,14 @@ def test_the_gradient_of_a_table_forgets_the_call_before(emulator):
 # ----------------------------------------------------------------------------------------------------- the optimizers
 
 
-def verify_update(emulator, name, rows=False, **how):
+def verify_update(emulator, name, rows=False, dtype="float32", **how):
     """Take three steps on a table and compare it and its states with the formula in float64."""
     rng, optimizer, ops = np.random.default_rng(3), getattr(optimizers, name)(decay=0.1), emulator.ops(**how)
-    p = rng.normal(size=(211, 13)).astype(np.float32)  # several blocks, the last one not full
+    p = rng.normal(size=(211, 13)).astype(dtype)  # several blocks, the last one not full
     start, wanted = p.copy(), p.astype(np.float64)
     states, wanted_states = optimizers.init(optimizer, p), optimizers.init(optimizer, wanted)
     for step in range(3):
-        g = rng.normal(size=p.shape).astype(np.float32)
+        g = rng.normal(size=p.shape).astype(dtype)
         given = g
         if rows:
             pieces = [rng.permutation(len(p))[:n].astype(np.int32) for n in (70, 5)]
