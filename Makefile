@@ -107,7 +107,7 @@ test-backend-%: $(TOOL)
 
 # The CUDA kernels on the CPU, and compiled for GPUs that need not be there; the backend that uses them with NumPy in the
 # place of CuPy, under the tests of all backends. CHOSEN leaves out what is slow on a CPU; see docs/gpu.md.
-CHOSEN ?= conformance or mnist_mlp or test_the_optimizer or (float32 and (imdb_fasttext or lstm_text_generation))
+CHOSEN ?= conformance or mnist_mlp or test_the_optimizer or (float32 and (fasttext or lstm_text_generation) and not inputs)
 test-cuda: $(CUDA)
 	.shim/cuda/bin/python -m pytest tests/cuda
 ifeq ($(shell uname),Linux)
