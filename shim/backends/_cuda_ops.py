@@ -1,8 +1,9 @@
-"""Ops on CUDA kernels where these are faster than array functions: LSTMs, embeddings, the optimizers' steps.
+"""Ops on CUDA kernels where these are faster than array functions: LSTMs, embeddings, first convolutions, optimizers.
 
 The methods of :class:`CudaOps` are called like the functions of :mod:`shim.backends._handwritten` and
 :mod:`shim.backends._updates` and return the same: a result and its pullback. They compute in float32; for another
-dtype, and for LSTMs of more than 128 units, they leave it to those functions. Products are left to the array module.
+dtype, for LSTMs of more than 128 units and for images of more channels, they leave it to those functions. Products
+are left to the array module.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import functools
 from shim.backends import _handwritten, _updates
 from shim.backends._cuda_kernels import Kernels
 from shim.backends._handwritten import Rows
+from shim.contract import same_padding
 from shim.models import optimizers
 
 #: hidden units of the LSTM kernels, rounded up to one of these -> units of a thread, weights that it keeps in registers
@@ -21,12 +23,24 @@ BLOCK = 256  # threads
 WIDEST = 1024  # threads of a block that averages one sample
 POSITIONS_OF_GROUP = 4  # that one group of lanes has under way
 PER_THREAD = 4  # elements of a weight
-OPS = ("lstm", "bilstm", "embedding_average", "embedding")  # that have kernels
+OPS = ("lstm", "bilstm", "embedding_average", "embedding", "conv2d")  # that have kernels
+CHANNELS = (1, 3)  # of images
+TAPS = 27  # weights of an output channel, at most
+CONV2D_BLOCKS = 256  # that add up the gradient of a kernel
 
 
-def has_kernels(op, dtype, hidden=1):
-    """Return whether an op runs on kernels, an LSTM with so many ``hidden`` units."""
-    return op in OPS and dtype == "float32" and hidden <= max(LSTM_SIZES)
+def has_kernels(op, dtype, **dims):
+    """Return whether an op runs on kernels in a dtype and with dimensions named as in the contract."""
+    if op in ("lstm", "bilstm") and dims["H"] > max(LSTM_SIZES):
+        return False
+    if op == "conv2d" and not (dims["C"] in CHANNELS and dims["R"] * dims["S"] * dims["C"] <= TAPS):
+        return False
+    return op in OPS and dtype == "float32"
+
+
+def conv2d_constants(kernel, stride):
+    """Return the constants of the convolution kernels for a kernel (R, S, C, O)."""
+    return {"KERNEL_H": kernel[0], "KERNEL_W": kernel[1], "CHANNELS": kernel[2], "STRIDE": stride}
 
 
 def lstm_constants(hidden, hard=False):
@@ -67,13 +81,13 @@ class CudaOps:
 
     def lstm(self, work, x, w_x, w_h, b, *, return_sequences=False, reverse=False, recurrent_activation="sigmoid"):
         options = {"return_sequences": return_sequences, "recurrent_activation": recurrent_activation}
-        if not has_kernels("lstm", x.dtype, len(w_h)):
+        if not has_kernels("lstm", x.dtype, H=len(w_h)):
             return _handwritten.lstm(work, x, w_x, w_h, b, reverse=reverse, **options)
         return self._recurrence(work, x, [(w_x, w_h, b)], [reverse], **options)
 
     def bilstm(self, work, x, *weights, return_sequences=False, recurrent_activation="sigmoid"):
         options = {"return_sequences": return_sequences, "recurrent_activation": recurrent_activation}
-        if not has_kernels("bilstm", x.dtype, len(weights[1])):
+        if not has_kernels("bilstm", x.dtype, H=len(weights[1])):
             return _handwritten.bilstm(work, x, *weights, **options)
         return self._recurrence(work, x, [weights[:3], weights[3:]], [False, True], **options)
 
@@ -165,6 +179,31 @@ class CudaOps:
         launch(f"scatter_{vector}", grid, (BLOCK,), *args)
         return a.values
 
+    # ------------------------------------------------------------------------------------------------- convolution
+
+    def conv2d(self, work, x, w, b, *, stride=1, padding="valid", activation=None):
+        (r, s, c, outputs), (n, height, width, _), xp = w.shape, x.shape, self._xp
+        if not has_kernels("conv2d", x.dtype, R=r, S=s, C=c):
+            return _handwritten.conv2d(work, x, w, b, stride=stride, padding=padding, activation=activation)
+        (p, top), (q, left) = (_convolved(*axis, stride, padding) for axis in ((height, r), (width, s)))
+        launch, sizes = self._module("conv2d", **conv2d_constants(w.shape, stride)), (n, height, width, p, q)
+        sizes, warps, rectify = (*sizes, outputs, top, left), BLOCK // 32, activation == "relu"
+        y, columns = xp.empty((n, p, q, outputs), x.dtype), _parts(outputs, 32)
+        launch("conv2d_forward", (_parts(n * p, warps), columns), (BLOCK,), x, w, b, y, *sizes, int(rectify))
+
+        def pullback(dy, first=True):
+            dy, dx, rectified = xp.ascontiguousarray(dy), None, y if rectify else None
+            blocks = min(CONV2D_BLOCKS, _parts(n * p, warps))
+            sums, shared = xp.empty((blocks, r * s * c + 1, outputs), x.dtype), 4 * BLOCK * (r * s * c + 1)
+            launch("conv2d_weights", (blocks, columns), (BLOCK,), x, rectified, dy, sums, *sizes, shared=shared)
+            if first:
+                dx = xp.empty(x.shape, x.dtype)
+                launch("conv2d_images", (_parts(n * height, warps),), (BLOCK,), rectified, dy, w, dx, *sizes)
+            total = sums.sum(axis=0)
+            return [dx, total[:-1].reshape(w.shape), total[-1]]
+
+        return y, pullback
+
     # --------------------------------------------------------------------------------------------------- optimizers
 
     def update(self, optimizer, xp, step, p, g, states):
@@ -194,6 +233,12 @@ class CudaOps:
         else:
             args = p, xp.ascontiguousarray(g), *states, size, *constants
         launch(name, (_parts(size, BLOCK * PER_THREAD),), (BLOCK,), *args)
+
+
+def _convolved(length, kernel, stride, padding):
+    """Return the length of a convolved axis, and the zeros before it."""
+    before, after = same_padding(length, kernel, stride) if padding == "same" else (0, 0)
+    return (before + length + after - kernel) // stride + 1, before
 
 
 def _ones(xp, keep, size, dtype):

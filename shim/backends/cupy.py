@@ -1,8 +1,9 @@
 """CuPy: ops by hand on its arrays, products by cuBLAS, and kernels of our own where array functions would be slow.
 
 The mathematics is that of the NumPy backend, :mod:`shim.backends._handwritten` with another array module. LSTMs of at
-most 128 units, embeddings and the optimizers run on the kernels of :mod:`shim.backends._cuda_ops` in float32. As on
-NumPy, a program owns its workspace, and the gradient of a table is a buffer of the program: copy it to keep it.
+most 128 units, embeddings, convolutions of one or three channels and the optimizers run on the kernels of
+:mod:`shim.backends._cuda_ops` in float32. As on NumPy, a program owns its workspace, and the gradient of a table is a
+buffer of the program: copy it to keep it.
 """
 
 from __future__ import annotations
@@ -217,12 +218,13 @@ def implementation(case, mode=MODES[0]):
         rows = dict(case.options).get("table_gradient") == "rows"
         steps = "own kernel for the optimizer" if case.dtype == "float32" else "array functions for the optimizer"
         return f"tape of hand-written ops, {steps}" + (", descent on the rows in use" if rows else "")
-    if _cuda_ops.has_kernels(case.op, case.dtype, dict(case.dims).get("H", 1)):
+    if _cuda_ops.has_kernels(case.op, case.dtype, **dict(case.dims)):
         return {
             "lstm": "own kernel for the recurrence, cuBLAS product",
             "bilstm": "own kernel for both recurrences, cuBLAS product",
             "embedding_average": "own kernels; gradient: atomic additions",
             "embedding": "take; gradient: own kernel of atomic additions",
+            "conv2d": "own kernels for few channels, bias and rectifier in them",
         }[case.op]
     return {
         "dense": "cuBLAS product",

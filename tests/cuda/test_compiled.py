@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from emulator import missing
 
 from shim.backends._cuda_kernels import Kernels, KernelsUnavailable, Resources, parse_resources
-from shim.backends._cuda_ops import BLOCK, LSTM_SIZES, WIDEST, lstm_constants, lstm_launch
+from shim.backends._cuda_ops import BLOCK, LSTM_SIZES, WIDEST, conv2d_constants, lstm_constants, lstm_launch
 
 REGISTERS = 65536  # of a multiprocessor, all architectures here
 SHARED = {"sm_80": 163 << 10, "sm_90": 227 << 10}  # bytes that a block may have
@@ -47,6 +49,17 @@ def test_other_kernels_are_light(architecture, name, threads):
     for found in compiled(Kernels(name), architecture).values():
         assert found.spilled == found.shared == 0
         assert found.registers <= 32  # as many threads as a multiprocessor takes
+
+
+@pytest.mark.parametrize("architecture", SHARED)
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("kernel", [(3, 3, 3), (3, 3, 1), (5, 5, 1), (1, 1, 3)])
+def test_convolutions_keep_their_weights_in_registers(architecture, kernel, stride):
+    found = compiled(Kernels("conv2d", **conv2d_constants(kernel, stride)), architecture)
+    for resources in found.values():
+        assert resources.spilled == resources.shared == 0
+        assert resources.registers * BLOCK * (2 if stride == 1 else 1) <= REGISTERS
+    assert found["conv2d_forward"].registers >= math.prod(kernel)
 
 
 @pytest.mark.parametrize("hidden", range(1, 129))

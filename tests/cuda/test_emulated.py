@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from emulator import Poisoned, average, lstm
+from emulator import Poisoned, average, images, lstm
 
 from shim import cases, parity
 from shim.backends import _handwritten
@@ -105,6 +105,28 @@ def test_the_gradient_of_a_table_forgets_the_call_before(emulator):
         np.testing.assert_allclose(ops.embedding_average(work, ids, table)[1](dy)[0], first, rtol=0, atol=1e-5)
 
 
+# -------------------------------------------------------------------------------------------------------- convolution
+
+
+@pytest.mark.parametrize("options", [{}, {"padding": "same", "activation": "relu"}], ids=["valid", "same, relu"])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("kernel", [(3, 3, 3), (3, 3, 1), (5, 5, 1), (1, 1, 3), (2, 4, 3)])
+def test_a_convolution_agrees_with_many_kernels(emulator, kernel, stride, options):
+    emulator.verify(images(kernel, stride=stride, **options))
+    assert emulator.launched == {"conv2d_forward", "conv2d_weights", "conv2d_images"}
+
+
+@pytest.mark.parametrize(("n", "outputs"), [(1, 1), (5, 32), (2, 33), (420, 1)])
+def test_a_convolution_agrees_at_many_sizes(emulator, n, outputs):
+    emulator.verify(images(n=n, outputs=outputs, activation="relu"))
+
+
+@pytest.mark.parametrize("kernel", [(3, 3, 2), (3, 3, 4), (5, 5, 3)])
+def test_a_convolution_of_more_channels_or_weights_is_left_to_array_functions(emulator, kernel):
+    emulator.verify(images(kernel))
+    assert not emulator.launched
+
+
 # ----------------------------------------------------------------------------------------------------- the optimizers
 
 
@@ -155,6 +177,12 @@ CHECKS = {
         f"sum_runs_{k}": lambda e, k=k, **how: e.verify(average(3, 9, 11, 3 * k), deterministic=True, **how)
         for k in (1, 2, 4)
     },
+    "conv2d_forward": lambda e, **how: e.verify(images(direction="forward", padding="same", activation="relu"), **how),
+    "conv2d_weights": lambda e, **how: [
+        e.verify(images(direction="weight_gradients", activation="relu", **sizes), **how)
+        for sizes in ({}, {"n": 420, "outputs": 1})  # the second has several lines for each warp
+    ],
+    "conv2d_images": lambda e, **how: e.verify(images(padding="same"), **how),
     **{name: lambda e, name=name, **how: verify_update(e, name, **how) for name in optimizers.STATES},
     "sgd_rows": lambda e, **how: verify_update(e, "sgd", rows=True, **how),
     "adam_rows": lambda e, **how: verify_update(e, "adam", rows=True, **how),
@@ -173,7 +201,7 @@ def test_every_file_is_listed():
 
 def _check_of(file):
     """Return a check that launches all kernels of a file that synchronise, in blocks of several warps."""
-    return CHECKS[{"lstm": "lstm_backward", "embedding_average": "average_1"}[file]]
+    return CHECKS[{"lstm": "lstm_backward", "embedding_average": "average_1", "conv2d": "conv2d_weights"}[file]]
 
 
 BARRIER = "__syncthreads();"
@@ -200,6 +228,10 @@ FAULTS = {
     "the shares left out": ("scatter_1", "x.v[e] *= share", "x.v[e] *= 1.f"),
     "a run cut short": ("sum_runs_2", "for (int k = head; k < total", "for (int k = head; k < head + 1"),
     "the second state not kept": ("adam", "*v = average", "float w = *v; v = &w; *v = average"),
+    "an edge taken for the image": ("conv2d_forward", "column + k >= 0 && ", ""),
+    "the rectifier's gradient left out": ("conv2d_weights", "y && !(__ldg(y + i) > 0.f) ? 0.f : ", ""),
+    "one block's part left out": ("conv2d_weights", "at += gridDim.x * warps", "at += images * p"),
+    "outputs left out": ("conv2d_images", "o += 32", "o += 64"),
     "a tail left out": ("sgd", "if (i < size) step(i)", "if (i + 1 < size) step(i)"),
     "rows taken by place": ("adam_rows", "(size_t)slot * width", "(size_t)(i / width % 7) * width"),
 }
