@@ -16,6 +16,7 @@ SHIM := $(BIN)/shim
 ASV := $(BIN)/asv
 TOOL := .venv/.installed
 CUDA := .shim/cuda/.installed
+JAX := $${SHIM_HOME:-.shim}/env/jax/bin/python
 NAMES := $(basename $(notdir $(wildcard shim/backends/[a-z]*.py)))
 comma := ,
 space := $() $()
@@ -39,7 +40,7 @@ bench-gpu: $(TOOL)  ## Check and compare the backends on the GPU, on all layers 
 	$(SHIM) env cupy
 	$(SHIM) check cupy --device cuda
 	$(SHIM) env $(GPU)
-	$(if $(filter jax,$(GPU)),$(BIN)/uv pip install -q --python $${SHIM_HOME:-.shim}/env/jax/bin/python 'jax[cuda13]')
+	$(if $(filter jax,$(GPU)),$(JAX) -c 'import jax; jax.devices("cuda")' 2> /dev/null || $(BIN)/uv pip install -q --python $(JAX) 'jax[cuda13]')
 	$(SHIM) check $(filter-out cupy,$(GPU)) --device cuda
 	@mkdir -p results
 	name=results/$$(date +%Y%m%d-%H%M%S)-gpu && failed=0 && for set in article models; do \

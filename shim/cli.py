@@ -17,6 +17,7 @@ EPILOGUES = {
     "env": "Examples:\n\n\b\n  shim env                        what is there\n"
     "  shim env torch jax              create or update two environments\n"
     "  shim env tensorflow@2.16.2      another version beside the pinned one\n"
+    "  shim env --python /usr/bin/python3 cupy torch jax    take what is installed there\n"
     "  shim env --remove torch",
     "check": "Examples:\n\n\b\n  shim check                      every installed backend\n"
     "  shim check torch --op lstm\n  shim check cupy torch --device cuda\n  shim check --json > parity.json",
@@ -220,8 +221,13 @@ def backends(as_json: bool) -> None:
 @click.argument("targets", nargs=-1)
 @click.option("--recreate", is_flag=True, help="Build anew even what is up to date.")
 @click.option("--remove", is_flag=True, help="Delete the environments named.")
+@click.option(
+    "--python",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Install nothing: run this Python, which has the frameworks already, as in a container.",
+)
 @json_option
-def env(targets: tuple[str, ...], recreate: bool, remove: bool, as_json: bool) -> None:
+def env(targets: tuple[str, ...], recreate: bool, remove: bool, python: Path | None, as_json: bool) -> None:
     """Create environments, one a backend or a version of it; without names, list them.
 
     A backend that cannot be installed is reported with its reason and the others go on.
@@ -233,7 +239,7 @@ def env(targets: tuple[str, ...], recreate: bool, remove: bool, as_json: bool) -
         for target in chosen:
             environments.remove(target)
     elif chosen:
-        failed = environments.ensure(chosen, progress=Progress(), recreate=recreate)
+        failed = environments.ensure(chosen, progress=Progress(), recreate=recreate, python=python)
         reasons = [f"{target}: {reason}" for target, reason in failed.items() if reason]
         if reasons and not as_json:
             raise click.ClickException("could not be installed:\n  " + "\n  ".join(reasons))

@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -145,14 +146,17 @@ def ensure(
     progress: Progress | None = None,
     *,
     recreate: bool = False,
+    python: Path | None = None,
     log: Log = lambda line: None,
 ) -> dict[str, str | None]:
     """Make the environments that are missing or outdated; return for each target None, or why it has to be left out.
 
-    One failure does not stop the others. Raises ``ValueError`` for an unknown target before anything is made.
+    With ``python`` they are made anew and run that one, with what is installed there. One failure does not stop the
+    others. Raises ``ValueError`` for an unknown target before anything is made.
     """
     before = [describe(target) for target in dict.fromkeys(targets)]
     outcome: dict[str, str | None] = {environment.target: None for environment in before}
+    recreate = recreate or python is not None
     needed = [environment.target for environment in before if recreate or environment.state != "ready"]
     if not needed:
         return outcome
@@ -161,7 +165,7 @@ def ensure(
     try:
         for target in needed:
             try:
-                create(target, recreate=recreate, log=log)
+                create(target, recreate=recreate, python=python, log=log)
             except EnvironmentFailed as error:
                 outcome[target] = str(error)
             if progress is not None:
@@ -172,7 +176,7 @@ def ensure(
     return outcome
 
 
-def create(target: str, *, recreate: bool = False, log: Log = lambda line: None) -> None:
+def create(target: str, *, recreate: bool = False, python: Path | None = None, log: Log = lambda line: None) -> None:
     """Make a target's environment unless it is ready; ``log`` gets each line that the installer prints.
 
     Raises :class:`EnvironmentFailed` with the reason, which is also kept for :func:`describe`.
@@ -181,7 +185,7 @@ def create(target: str, *, recreate: bool = False, log: Log = lambda line: None)
     try:
         with installer.locked(_beside(target, "lock"), log) as lock:
             if recreate or describe(target).state != "ready":
-                _remake(target, lock, log)
+                _remake(target, lock, python, log)
     except (installer.InstallError, OSError) as error:
         raise EnvironmentFailed(str(error)) from None
 
@@ -215,10 +219,10 @@ def variables() -> dict[str, str]:
     return kept | given | {"KERAS_HOME": str(home() / "keras")}  # not the user's settings, and no file left there
 
 
-def _remake(target: str, lock: int, log: Log) -> None:
+def _remake(target: str, lock: int, python: Path | None, log: Log) -> None:
     _discard(target)
     try:
-        _make(target, lock, log)
+        _make(target, lock, python, log)
     except (installer.InstallError, OSError) as error:
         with contextlib.suppress(OSError):  # a full disk, say: then the reason is told but not kept
             _discard(target)
@@ -226,7 +230,7 @@ def _remake(target: str, lock: int, log: Log) -> None:
         raise
 
 
-def _make(target: str, lock: int, log: Log) -> None:
+def _make(target: str, lock: int, python: Path | None, log: Log) -> None:
     backend, version = parse(target)
     path = _folder() / target
     with _beside(target, "log").open("w", encoding="utf-8") as transcript:
@@ -235,13 +239,24 @@ def _make(target: str, lock: int, log: Log) -> None:
             print(line, file=transcript, flush=True)
             log(line)
 
-        installer.install(path, installer.requirements(backend, version), source(), keep_open=(lock,), log=both)
+        if python:
+            _borrow(path, python)
+        else:
+            installer.install(path, installer.requirements(backend, version), source(), keep_open=(lock,), log=both)
         versions = installer.verify(_interpreter(path), backend, source())
     size = sum(entry.lstat().st_size for entry in path.rglob("*"))
     record = {"stamp": _stamp(target), "python": platform.python_version(), "versions": versions, "bytes": size}
     unfinished = path / f"{RECORD}.new"
     unfinished.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     unfinished.replace(path / RECORD)  # from here on the environment counts as present
+
+
+def _borrow(path: Path, python: Path) -> None:
+    """Let an environment run another Python, which may itself be in an environment."""
+    interpreter = _interpreter(path)
+    interpreter.parent.mkdir(parents=True)
+    interpreter.write_text(f'#!/bin/sh\nexec {shlex.quote(str(python.absolute()))} "$@"\n', encoding="utf-8")
+    interpreter.chmod(0o755)
 
 
 def _discard(target: str) -> None:

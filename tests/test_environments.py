@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -116,6 +117,20 @@ def test_an_environment_is_made_once_and_recorded(offline):
     steps.clear()
     assert environments.ensure(["torch"], log=steps.append) == {"torch": None}
     assert steps == []
+
+
+def test_another_python_is_taken_as_it_is(offline, monkeypatch):
+    monkeypatch.setattr(installer, "install", None)
+    here = Path(sys.executable)
+    assert environments.ensure(["numpy", "torch"], python=here)["numpy"] is None
+    python = environments.python("numpy")
+    code = "import sys; print(sys.prefix, sys.argv[1])"
+    done = subprocess.run([python, "-c", code, "two words"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{sys.prefix} two words\n"
+    found = environments.describe("torch")
+    assert found.state == "failed"
+    assert found.reason.startswith("import torch fails: ")
+    assert found.reason.endswith("ModuleNotFoundError: No module named 'torch'")
 
 
 def test_versions_live_side_by_side(offline):

@@ -36,7 +36,10 @@ def variables(threads: int, device: str) -> dict[str, str]:
         "TORCHINDUCTOR_COMPILE_THREADS": "1",
         "PYTHONHASHSEED": "0",
     }
-    return chosen | ({"CUDA_VISIBLE_DEVICES": "-1", "JAX_PLATFORMS": "cpu"} if device == "cpu" else {})
+    if device == "cpu":
+        return chosen | {"CUDA_VISIBLE_DEVICES": "-1", "JAX_PLATFORMS": "cpu"}
+    # Several workers share the GPU, and these two would take its memory for themselves.
+    return chosen | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
 
 
 def _line(command: str, request: Mapping[str, Any]) -> bytes:
