@@ -61,7 +61,7 @@ class Kernels:
     def on_gpu(self):
         """Compile through CuPy, at the first launch; raise ``GpuUnavailable`` without CuPy or a GPU."""
         module = open_device().RawModule(code=self.text, options=("-std=c++17", *self.options))
-        return Module(functools.partial(_on_gpu, module))
+        return Module(functools.partial(_on_gpu, functools.cache(functools.partial(_function, module))))
 
     def emulated(self, folder, seed=0, sanitize=False):
         """Compile with g++ into ``folder``; raise :class:`KernelsUnavailable` without g++.
@@ -125,11 +125,15 @@ def _argument(value):
     return value
 
 
-def _on_gpu(module, kernel, grid, block, args, shared):
+def _function(module, kernel, shared):
     function = module.get_function(kernel)
     if shared > STATIC_LIMIT:
         function.max_dynamic_shared_size_bytes = shared
-    function(grid, block, args, shared_mem=shared)
+    return function
+
+
+def _on_gpu(function, kernel, grid, block, args, shared):
+    function(kernel, shared)(grid, block, args, shared_mem=shared)
 
 
 def _emulated(library, seed, kernel, grid, block, args, shared):
