@@ -22,7 +22,7 @@ CEILINGS = 2  # rounds in which the ceilings are measured
 #: left are few, and start and build cost as much as ever: they get MORE times the sweeps.
 WHOLE = 8
 NARROW = 0.045
-MORE = 2
+MORE = 3
 
 
 class Progress(Protocol):
