@@ -187,7 +187,7 @@ class Trainer:
         return pack(self.params(), slots, self._count)
 
     def restore(self, state):
-        self._count = refill(self._weights, self._states, state)
+        self._count = refill(self._weights, self._states, state, np.asarray)
         self._renew()
         self._sow()
 
