@@ -4,7 +4,9 @@
 #   make PYTHON=python3.12 bench     takes another Python, 3.11 or newer
 
 PYTHON ?= python3
-ifndef TARGETS
+ifdef TARGETS
+ONLY = --backends $(subst $(space),$(comma),$(strip $(TARGETS)))
+else
 KERAS ?= keras-tensorflow keras-jax keras-torch keras-numpy keras-openvino keras-cntk
 endif
 TARGETS ?= numpy tensorflow jax torch cntk
@@ -30,10 +32,10 @@ help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 bench: some-env  ## Compare the backends on layers and on training steps of all models; print a table and the report's path
-	$(SHIM) bench --set scaled --rounds 4 $(ARGS)
+	$(SHIM) bench --set scaled --rounds 4 $(ONLY) $(ARGS)
 
 bench-layers: some-env  ## The same on the layers of two models alone, with narrower intervals
-	$(SHIM) bench --set article --model mnist_mlp --model imdb_bidirectional_lstm $(ARGS)
+	$(SHIM) bench --set article --model mnist_mlp --model imdb_bidirectional_lstm $(ONLY) $(ARGS)
 
 # It begins with the GPU: without one it ends there, before torch and JAX are downloaded.
 bench-gpu: $(TOOL)  ## Check and compare the backends on the GPU, on all layers and models; run files go to results/
