@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from shim import models
+from shim import contract, models
 from shim.backends._handwritten import Workspace
 from shim.backends._state import pack, refill
 from shim.backends._tape import Tape, Variable
 from shim.backends._updates import tables_by_rows
 from shim.models import optimizers
-from shim.protocol import bare_ops
+from shim.protocol import bare_ops, op
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,23 @@ class Programs:
             return y, pullback(dy, first)[0 if first else 1 :]
 
         return run
+
+
+def define_ops(module):
+    """Give a backend's module the ops of the contract; they run on the module's ``_programs``."""
+    for name in contract.OPS:
+        setattr(module, name, _op(module, name))
+
+
+def _op(module, name):
+    @functools.wraps(contract.op(name).reference)
+    def call(*args, **options):
+        if name == "dropout":
+            options["generator"] = module._programs.drawn
+        return module._programs.call(name, *args, **options)
+
+    call.__name__, call.__module__ = name, module.__name__
+    return op(call)
 
 
 class Trainer:

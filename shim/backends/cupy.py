@@ -16,8 +16,8 @@ import numpy as np
 
 from shim.backends import _cuda_device, _cuda_ops, _handwritten
 from shim.backends._cuda_kernels import Kernels
-from shim.backends._handwritten_programs import Programs, Trainer
-from shim.protocol import check_choice, op, program
+from shim.backends._handwritten_programs import Programs, Trainer, define_ops
+from shim.protocol import check_choice, program
 
 DEVICES = ("cuda",)
 MODES = ("eager",)
@@ -107,88 +107,7 @@ def programs(xp, load=Kernels.on_gpu):
 
 
 _programs = programs(cupy)
-
-
-# ------------------------------------------------------------------------------------------------------- the ops
-
-
-def _call(name, *args, **options):
-    return _programs.call(name, *args, **options)
-
-
-@op
-def dense(x, w, b, *, activation=None):
-    return _call("dense", x, w, b, activation=activation)
-
-
-@op
-def conv2d(x, w, b, *, stride=1, padding="valid", activation=None):
-    return _call("conv2d", x, w, b, stride=stride, padding=padding, activation=activation)
-
-
-@op
-def lstm(x, w_x, w_h, b, *, return_sequences=False, reverse=False, recurrent_activation="sigmoid"):
-    options = {"return_sequences": return_sequences, "reverse": reverse, "recurrent_activation": recurrent_activation}
-    return _call("lstm", x, w_x, w_h, b, **options)
-
-
-@op
-def bilstm(
-    x, w_x, w_h, b, w_x_reverse, w_h_reverse, b_reverse, *, return_sequences=False, recurrent_activation="sigmoid"
-):
-    weights = w_x, w_h, b, w_x_reverse, w_h_reverse, b_reverse
-    options = {"return_sequences": return_sequences, "recurrent_activation": recurrent_activation}
-    return _call("bilstm", x, *weights, **options)
-
-
-@op
-def embedding_average(ids, table, *, padding_id=None):
-    return _call("embedding_average", ids, table, padding_id=padding_id)
-
-
-@op
-def embedding(ids, table):
-    return _call("embedding", ids, table)
-
-
-@op
-def max_pool2d(x, *, pool=2):
-    return _call("max_pool2d", x, pool=pool)
-
-
-@op
-def relu(x):
-    return _call("relu", x)
-
-
-@op
-def dropout(x, *, rate=0.0):
-    return _call("dropout", x, rate=rate, generator=_programs.drawn)
-
-
-@op
-def batch_norm(x, gamma, beta, mean, variance, *, training=False):
-    return _call("batch_norm", x, gamma, beta, mean, variance, training=training)
-
-
-@op
-def concat(x, y):
-    return _call("concat", x, y)
-
-
-@op
-def flatten(x):
-    return _call("flatten", x)
-
-
-@op
-def softmax_cross_entropy(logits, labels):
-    return _call("softmax_cross_entropy", logits, labels)
-
-
-@op
-def sigmoid_cross_entropy(logits, labels):
-    return _call("sigmoid_cross_entropy", logits, labels)
+define_ops(_module)
 
 
 # -------------------------------------------------------------------------------------------------- the programs
