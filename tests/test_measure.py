@@ -248,20 +248,26 @@ def test_after_eight_rounds_only_cases_with_wide_intervals_go_on(fakes, monkeypa
     assert run.complete
 
 
-def test_a_case_whose_ratio_is_known_sits_out(fakes, monkeypatch):
+def test_a_contestant_whose_ratio_is_known_sits_out(fakes, monkeypatch):
     known = []
 
     def rows(run, baseline):
         known.append(len(run.rounds))
         narrow, wide = statistics.Ratio(2, 1.99, 2.01), statistics.Ratio(2, 1.5, 2.5)
-        return [replace(row, ratio=narrow if row.case == FORWARD.id else wide) for row in real(run, baseline)]
+        goes_on = {(BACKWARD.id, "slow")}
+        return [
+            replace(row, ratio=row.ratio and (wide if (row.case, row.contestant) in goes_on else narrow))
+            for row in real(run, baseline)
+        ]
 
     real = statistics.rows
     monkeypatch.setattr(statistics, "rows", rows)
     asked = {"rounds": 9, "sweeps": 1, "block_seconds": 0.002}
-    run = bench.run(fakes / "run.jsonl", targets=["good", "slow"], cases=[FORWARD, BACKWARD], **asked)
+    run = bench.run(fakes / "run.jsonl", targets=["good", "slow", "noisy"], cases=[FORWARD, BACKWARD], **asked)
     assert cases_of_rounds(run)[8:] == [[BACKWARD.id]]
-    assert {block["case"] for block in run.blocks if block["round"] == 8} == {BACKWARD.id}
+    late = [block for block in run.blocks if block["round"] == 8]
+    assert {(block["case"], block["target"]) for block in late} == {(BACKWARD.id, "good"), (BACKWARD.id, "slow")}
+    assert {worker["target"] for worker in run.workers if worker["round"] == 8} == {"good", "slow"}
     assert known == [16]  # asked once, when eight rounds had begun and ended
 
 

@@ -16,13 +16,13 @@ START_STEPS, PREPARE_STEPS = 20, 3
 #: the others all workers do it side by side, which saves half the time; whatever is warmed up or timed runs alone.
 ALONE = 2
 CEILINGS = 2  # rounds in which the ceilings are measured
-#: Rounds in which every case takes part. In later ones only those do whose ratios are not yet known to NARROW, half the
-#: length of an interval as a share of the ratio: what differs between processes is averaged out by processes alone.
-#: Stopping by width costs no coverage after eight rounds (95 % in simulations, 92 % after six). The wide ones that are
-#: left are few, and start and build cost as much as ever: they get MORE times the sweeps.
+#: Rounds in which all take part in every case. In later ones only those do whose ratio is not yet known to NARROW, half
+#: the length of an interval as a share of the ratio, and the baseline: what differs between processes, only processes
+#: average out. Stopping by width costs no coverage after eight rounds (95 % in simulations, 92 % after six). The wide
+#: ones that are left are few, and start and build cost as much as ever: they get MORE times the sweeps.
 WHOLE = 8
 NARROW = 0.045
-MORE = 3
+MORE = 4
 
 
 class Progress(Protocol):
@@ -57,6 +57,7 @@ class Rounds:
         self._workers: dict[str, process.Worker] = {}
         self._begun: int | None = None
         self._cases: list[str] = config["cases"]  # of this round
+        self._only: dict[str, list[str]] = {}  # the contestants of a case in this round, where not all take part
         self._steps = 0
         self._side_by_side = False
         self._replaced: set[str] = set()  # targets whose worker died in this round
@@ -117,7 +118,8 @@ class Rounds:
             "load_average": machine.load_average(),
             "parallel_speedup": machine.parallel_speedup(self.config["threads"]),
         }
-        self.record({"record": "round", "round": number} | state | {"cases": self._cases})
+        only = {"only": self._only} if self._only else {}
+        self.record({"record": "round", "round": number} | state | {"cases": self._cases} | only)
         targets = list(dict.fromkeys(name.partition(":")[0] for name in wanted))
         first = not self.is_open
         if first:
@@ -148,10 +150,15 @@ class Rounds:
         self.progress.start(started * START_STEPS + each, self._title())
         for number in numbers:
             if number != self._begun:
-                self._cases = self._undecided(number) if choose is None else list(choose(self._so_far()))
+                if choose is None:
+                    self._cases, self._only = self._undecided(number)
+                else:
+                    self._cases = list(choose(self._so_far()))
                 if not self._cases:
                     break
-                self.begin(number, targets)
+                needed = [target for target in targets if self._pairs(target)]
+                self.begin(number, needed)
+                self._step("started", START_STEPS * (len(targets) - len(needed)))
             elif self._side_by_side:  # its workers were started before their modes were known
                 for target in targets:
                     self._post_cases(target)
@@ -204,17 +211,20 @@ class Rounds:
                     {"record": "warning"} | self._row(target, mode, None) | {"reason": f"ceilings: {reply['reason']}"}
                 )
 
-    def _undecided(self, number: int) -> list[str]:
-        """Return the cases that take part in a round; what decides is the rounds before it, never its own samples."""
+    def _undecided(self, number: int) -> tuple[list[str], dict[str, list[str]]]:
+        """Return the cases of a round, and for those in which not all take part the contestants that do.
+
+        What decides is the rounds before it, never its own samples.
+        """
         cases: list[str] = self.config["cases"]
         if self._writer is None or number < WHOLE:
-            return cases
-        wide = {
-            row.case
-            for row in statistics.rows(self._so_far(), self.config["baseline"])
-            if row.ratio is not None and not row.ratio.half_width <= NARROW
-        }
-        return [case for case in cases if case in wide]
+            return cases, {}
+        baseline = self.config["baseline"]
+        wide: dict[str, list[str]] = {}
+        for row in statistics.rows(self._so_far(), baseline):
+            if row.ratio is not None and not row.ratio.half_width <= NARROW:
+                wide.setdefault(row.case, [baseline]).append(row.contestant)
+        return [case for case in cases if case in wide], wide
 
     def _sweeps(self, number: int) -> int:
         sweeps: int = self.config["sweeps"]
@@ -286,6 +296,7 @@ class Rounds:
             for entry in entries
             for case in self._cases
             if statistics.takes_part(self.config, case, entry["label"])
+            and statistics.takes_part({"only": self._only}, case, entry["label"])
         ]
 
     def _wanted(self, target: str, mode: str, case: str) -> bool:
