@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from shim import cases, check, cli, parity, protocol
+from shim.cli import installed
 
 CASE = cases.case("dense", "forward_backward", parity.SMALL["dense"])
 
@@ -20,7 +21,7 @@ def outcome(error=None, unsupported=None):
 def test_what_cannot_be_done_is_counted_by_its_reason(capsys):
     summary = check.summary([outcome(), outcome(unsupported="no gradients"), outcome(unsupported="no gradients")])
     assert (summary["passed"], summary["failed"], summary["unsupported"]) == (1, 0, 2)
-    cli._print_check("keras-numpy", summary)
+    installed.print_check("keras-numpy", summary)
     printed = capsys.readouterr().out
     assert printed.startswith("keras-numpy: 1 passed, 0 failed, 2 cannot be done, worst error 0.50")
     assert "2 of them: no gradients" in printed

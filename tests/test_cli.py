@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from shim import cli, data, environments
+from shim.cli import common
 from shim.measure import runfile
 
 CASE = "dense/forward/N5-I7-O3-activation=relu/float32"
@@ -57,7 +58,7 @@ def test_every_command_has_help_with_examples(command):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_examples_of_the_help_are_commands_that_exist(command):
     """Parse every example up to the point where it would start to work."""
-    for line in cli.EPILOGUES[command].splitlines():
+    for line in cli.main.commands[command].epilog.splitlines():
         _, found, text = line.partition("  shim ")
         if not found:
             continue
@@ -190,11 +191,11 @@ def test_backends_are_listed_for_people_and_for_machines():
 
 def test_without_names_those_take_part_that_run_on_the_device(monkeypatch):
     monkeypatch.setattr(environments, "installed", lambda: ["numpy", "torch", "cupy", "torch@2.6.0", "null"])
-    assert cli._targets([]) == ["numpy", "torch"]
-    assert cli._targets([], "cuda") == ["torch", "cupy"]
+    assert common.chosen_targets([]) == ["numpy", "torch"]
+    assert common.chosen_targets([], "cuda") == ["torch", "cupy"]
     monkeypatch.setattr(environments, "installed", lambda: ["numpy"])
     with pytest.raises(RuntimeError, match="no backend is installed yet; run 'shim env cupy jax torch'"):
-        cli._targets([], "cuda")
+        common.chosen_targets([], "cuda")
 
 
 def test_what_cannot_be_installed_is_said_with_its_reason(monkeypatch):
