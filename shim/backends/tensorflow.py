@@ -2,7 +2,7 @@
 
 Three choices differ from what Keras does by default, each the fastest of those measured:
 
-- *LSTM*: the steps stand one after another in the graph, up to :data:`UNROLL` of them; see ``_tensorflow_lstm.py``.
+- *LSTM*: a small one is a graph of all its steps, a large one a loop; see ``_tensorflow_lstm.py``.
 - *Embedding average*: the ``SparseSegmentMean`` kernel sums the rows where they lie, and its gradient is dense.
   XLA does not have it and gathers the rows first.
 - *Calls*: a program calls the concrete function of its shapes, which spares ``tf.function`` its search for one.
@@ -28,7 +28,6 @@ DEVICES = ("cpu", "cuda")
 MODES = ("graph", "xla")
 FUSES = MODES  # what shim.protocol.fuses reads
 PRECISIONS = {"cpu": ("float32",), "cuda": ("float32", "tf32")}
-UNROLL = 128  # steps: a longer LSTM is a loop, since tracing takes about 15 ms a step, forward and backward
 
 _module = sys.modules[__name__]
 _settings = {"device": "cpu", "precision": "float32"}
@@ -84,9 +83,9 @@ def conv2d(x, w, b, *, stride=1, padding="valid", activation=None):
 
 @op
 def lstm(x, w_x, w_h, b, *, return_sequences=False, reverse=False, recurrent_activation="sigmoid"):
-    """Every step in the graph, or a ``tf.while_loop`` beyond :data:`UNROLL` steps."""
+    """Every step in the graph, or a ``tf.while_loop``."""
     options = {"return_sequences": return_sequences, "reverse": reverse, "recurrent_activation": recurrent_activation}
-    return _tensorflow_lstm.lstm(x, w_x, w_h, b, **options, unroll=UNROLL)
+    return _tensorflow_lstm.lstm(x, w_x, w_h, b, **options)
 
 
 @op
@@ -96,7 +95,7 @@ def bilstm(
     """Two LSTMs, which the graph's executor runs side by side."""
     weights = w_x, w_h, b, w_x_reverse, w_h_reverse, b_reverse
     options = {"return_sequences": return_sequences, "recurrent_activation": recurrent_activation}
-    return _tensorflow_lstm.bilstm(x, *weights, **options, unroll=UNROLL)
+    return _tensorflow_lstm.bilstm(x, *weights, **options)
 
 
 @op
@@ -173,8 +172,8 @@ def sigmoid_cross_entropy(logits, labels):
 
 
 _XLA = {
-    "lstm": functools.partial(_tensorflow_lstm.lstm, unroll=0),
-    "bilstm": functools.partial(_tensorflow_lstm.bilstm, unroll=0),
+    "lstm": functools.partial(_tensorflow_lstm.lstm, loop=True),
+    "bilstm": functools.partial(_tensorflow_lstm.bilstm, loop=True),
     "embedding_average": gathered_average,
 }
 
@@ -263,8 +262,8 @@ def implementation(case, mode=MODES[0]):
     if case.is_model:
         return "one graph a step"
     if case.op in ("lstm", "bilstm"):
-        steps = dict(case.dims)["T"]
-        return f"graph of {steps} steps" if steps <= UNROLL else "while loop"
+        sizes = (dict(case.dims)[axis] for axis in "NTH")
+        return f"graph of {dict(case.dims)['T']} steps" if _tensorflow_lstm.unrolled(*sizes) else "while loop"
     library = "oneDNN" if _onednn() and case.dtype != "float64" else "Eigen"
     library = library if _settings["device"] == "cpu" else "CUDA"
     kernels = {"dense": f"{library} matmul", "conv2d": f"{library} convolution", "max_pool2d": f"{library} max pooling"}

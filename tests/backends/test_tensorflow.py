@@ -15,6 +15,7 @@ pytest.importorskip("tensorflow", reason="this interpreter has no TensorFlow; .s
 
 import tensorflow as tf
 
+from shim.backends import _tensorflow_lstm
 from shim.backends import tensorflow as backend
 
 LSTM = {"N": 3, "T": 7, "I": 5, "H": 4}
@@ -29,21 +30,40 @@ def _run(case, mode="graph"):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("return_sequences", [False, True])
-def test_an_lstm_too_long_to_unroll_is_a_loop(monkeypatch, return_sequences, reverse, dtype):
+@pytest.mark.parametrize("limit", ["UNROLL", "CACHED"])
+def test_an_lstm_too_long_or_too_large_to_unroll_is_a_loop(monkeypatch, limit, return_sequences, reverse, dtype):
     case = cases.case("lstm", "forward_backward", LSTM, dtype, return_sequences=return_sequences, reverse=reverse)
     assert backend.implementation(case) == "graph of 7 steps"
-    monkeypatch.setattr(backend, "UNROLL", 6)
+    monkeypatch.setattr(_tensorflow_lstm, limit, 6)
     assert backend.implementation(case) == "while loop"
     parity.verify(backend, case, "graph")
 
 
-@pytest.mark.parametrize(("limit", "kernels"), [(7, set()), (6, {"StatelessWhile"})])
-def test_the_lstm_in_the_graph_is_the_one_named(monkeypatch, limit, kernels):
-    monkeypatch.setattr(backend, "UNROLL", limit)
+@pytest.mark.parametrize("mode", backend.MODES)
+@pytest.mark.parametrize("op", ["lstm", "bilstm"])
+def test_a_loop_that_multiplies_its_inputs_itself_meets_the_contract(monkeypatch, op, mode):
+    monkeypatch.setattr(_tensorflow_lstm, "CACHED", 6)
+    parity.verify(backend, cases.case(op, "forward_backward", LSTM), mode)
+
+
+@pytest.mark.parametrize(
+    ("limits", "kernels", "products"),
+    [
+        ({"UNROLL": 7}, set(), 1),
+        ({"UNROLL": 6}, {"StatelessWhile"}, 1),
+        ({"CACHED": 3 * 7 * 4 * 4}, set(), 1),
+        ({"CACHED": 3 * 7 * 4 * 4 - 1}, {"StatelessWhile"}, 0),
+    ],
+)
+def test_the_lstm_in_the_graph_is_the_one_named(monkeypatch, limits, kernels, products):
+    for name, limit in limits.items():
+        monkeypatch.setattr(_tensorflow_lstm, name, limit)
     args, _ = cases.case("lstm", "forward", LSTM).arrays()
     with tf.Graph().as_default() as graph:
         backend.lstm.bare(*(tf.constant(a) for a in args))
-    assert {node.type for node in graph.get_operations()} & {"StatelessWhile", "While", "BlockLSTMV2"} == kernels
+    nodes = [node.type for node in graph.get_operations()]
+    assert set(nodes) & {"StatelessWhile", "While", "BlockLSTMV2"} == kernels
+    assert nodes.count("MatMul") == products  # the others are in the functions of the steps
 
 
 def test_the_gradient_of_block_lstm_is_still_wrong():
