@@ -42,8 +42,8 @@ def lstm(x, w_x, w_h, b, *, return_sequences=False, reverse=False, recurrent_act
     sigmoid = tf.sigmoid if recurrent_activation == "sigmoid" else lambda z: tf.clip_by_value(0.2 * z + 0.5, 0, 1)
 
     def cell(x, h, c):
-        z = x if first else tf.nn.bias_add(tf.matmul(x, w_x), b)
-        i, f, g, o = tf.split(z + tf.matmul(h, w_h), 4, axis=1)
+        z = x + tf.matmul(h, w_h) if first else tf.nn.bias_add(tf.matmul(x, w_x) + tf.matmul(h, w_h), b)
+        i, f, g, o = tf.split(z, 4, axis=1)
         c = sigmoid(f) * c + sigmoid(i) * tf.tanh(g)
         return sigmoid(o) * tf.tanh(c), c
 
