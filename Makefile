@@ -25,7 +25,7 @@ space := $() $()
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help tool env some-env bench bench-layers bench-gpu site test test-tool test-backends test-smoke test-asv lint types format asv clean \
+.PHONY: help tool env some-env bench bench-layers bench-gpu maps site test test-tool test-backends test-smoke test-asv lint types format asv clean \
   test-cuda test-cntk test-cntk-sample test-cntk-upstream test-cntk-pythons
 
 help:  ## Show this list
@@ -48,6 +48,10 @@ bench-gpu: $(TOOL)  ## Check and compare the backends on the GPU, on all layers 
 	name=results/$$(date +%Y%m%d-%H%M%S)-gpu && failed=0 && for set in article models; do \
 	  $(SHIM) bench --device cuda --backends $(subst $(space),$(comma),$(strip $(GPU))) --set $$set \
 	    --output $$name-$$set.jsonl $(ARGS) || failed=1; done; exit $$failed
+
+maps: some-env  ## Map which backend wins at which shape of four ops, in 15 minutes
+	set -e; for op in dense conv2d lstm embedding_average; do \
+	  $(SHIM) map $$op --backends $(subst $(space),$(comma),$(strip $(TARGETS))) $(ARGS); done
 
 site: $(TOOL)  ## Write the newest runs as one site, joined with asv's pages where `make asv` has written them
 	$(SHIM) site $(ARGS)

@@ -11,6 +11,7 @@ import fake_backends
 import numpy as np
 import pytest
 from rich.console import Console
+from scipy import special
 
 from shim import cases
 from shim.explain import prediction, published, winmap
@@ -104,13 +105,19 @@ def test_false_winners_are_rare_on_maps_of_one_backend_against_itself(made, cont
 
 def test_the_level_holds_for_the_map_and_not_for_each_cell():
     """Of p-values spread evenly over 0 to 1, some are below 5 %, but none after the adjustment."""
-    judged = {
-        (k,): winmap._Judged((k,), str(k), {"a": 1.0, "b": 2.0}, {"b": "faster"}, (k + 1) / 100, 5) for k in range(100)
-    }
-    assert sum(cell.p < winmap.RATE for cell in judged.values()) == 4
-    assert {cell.kind for cell in winmap._decide(judged).values()} == {"unknown"}
-    sure = {p: winmap._Judged(p, c.case, c.seconds, c.verdicts, c.p / 1000, 5) for p, c in judged.items()}
-    assert {cell.kind for cell in winmap._decide(sure).values()} == {"winner"}
+
+    def cells(divisor):
+        p = (np.arange(100) + 1) / 100 / divisor
+        means = -special.stdtrit(4 + winmap.MOST_FREEDOM, p / 2) * 0.1 / 5**0.5  # of gaps with these p-values
+        return {
+            (k,): winmap._Judged((k,), str(k), {"a": 1.0, "b": 2.0}, {"b": winmap.Gap(mean, 0.01, 5)}, 5)
+            for k, mean in enumerate(means)
+        }
+
+    prior = winmap.Prior(winmap.MOST_FREEDOM, 0.01)
+    assert sum(cell.gaps["b"].test(prior)[0] < 0.045 for cell in cells(1).values()) == 4
+    assert {cell.kind for cell in winmap._decide(cells(1)).values()} == {"unknown"}
+    assert {cell.kind for cell in winmap._decide(cells(1000)).values()} == {"winner"}
 
 
 def test_p_values_are_evenly_spread_without_a_difference():
@@ -119,9 +126,44 @@ def test_p_values_are_evenly_spread_without_a_difference():
     def draw():
         return np.exp(0.05 * rng.standard_normal((5, 1)) + 0.02 * rng.standard_normal((5, 3))).tolist()
 
-    found = [winmap.p_value(draw(), draw()) for _ in range(1000)]
+    found = [winmap.Gap.between(draw(), draw()).test(winmap.Prior())[0] for _ in range(1000)]
     assert 0.03 < np.mean(np.array(found) < 0.05) < 0.07
     assert 0.45 < np.mean(found) < 0.55
+
+
+@pytest.mark.parametrize("freedom", [3.0, 8.0])
+def test_what_all_gaps_have_in_common_is_found_and_keeps_p_values_even(freedom):
+    """Variances around 0.01 as a prior of so many degrees of freedom draws them, each seen in three rounds."""
+    rng = np.random.default_rng(1)
+    variances = 0.01 * freedom / rng.chisquare(freedom, 4000)
+    logs = rng.standard_normal((4000, 3)) * np.sqrt(variances)[:, None]
+    gaps = [winmap.Gap(float(x.mean()), float(x.var(ddof=1)), 3) for x in logs]
+    prior = winmap.Prior.of(gaps)
+    assert prior.freedom == pytest.approx(freedom, rel=0.3)
+    assert prior.variance == pytest.approx(0.01, rel=0.1)
+    p_values = np.array([gap.test(prior)[0] for gap in gaps])
+    assert 0.04 < np.mean(p_values < 0.05) < 0.06
+    assert np.mean(p_values < 0.005) < 0.0075
+    alone = np.mean([gap.test(winmap.Prior())[0] < 0.05 for gap in gaps])
+    assert 0.04 < alone < 0.06
+
+
+def test_three_rounds_decide_where_a_map_tells_how_much_ratios_vary():
+    """A gap of 30 % with a spread of 10 %: too few by themselves, and enough beside 23 like it."""
+
+    def cells(count):
+        return {(k,): winmap._Judged((k,), str(k), {"a": 1.0, "b": 1.3}, {"b": gap}, 3) for k in range(count)}
+
+    gap = winmap.Gap(np.log(1.3), 0.01, 3)
+    assert {cell.kind for cell in winmap._decide(cells(5)).values()} == {"unknown"}
+    assert {cell.kind for cell in winmap._decide(cells(24)).values()} == {"winner"}
+
+
+def test_equal_variances_are_one_variance():
+    gaps = [winmap.Gap(0.1, 0.01, 4)] * 12
+    assert winmap.Prior.of(gaps).freedom == winmap.MOST_FREEDOM
+    assert winmap.Prior.of(gaps[:9]) == winmap.Prior.of([])
+    assert winmap.Gap(float("nan"), float("nan"), 2).test(winmap.Prior.of(gaps))[0] == 1.0
 
 
 def test_a_contestant_that_failed_is_left_out_of_its_cells_and_named(made):
@@ -130,7 +172,7 @@ def test_a_contestant_that_failed_is_left_out_of_its_cells_and_named(made):
     found = made(lambda point: (2e-4, 3e-4, 1e-4), targets=three, extra=[example.failure("jax", "jit", first)])
     assert found.failures == (f"jax, {first}: it broke",)
     lonely = winmap._Judged.of((1,), first, {"numpy": [[1e-4]] * 5})
-    assert winmap._cell(lonely, float("nan")).kind == "unknown"
+    assert winmap._cell(lonely, {}, float("nan")).kind == "unknown"
 
 
 def test_more_samples_go_where_the_leader_changes_or_nothing_is_decided(made):
@@ -286,8 +328,8 @@ def test_a_run_goes_on_with_the_cases_chosen_and_ends_without_any(tmp_path, monk
 
 # -------------------------------------------------------------------------------------------------------- predictions
 
-WIDE = winmap.Grid("lstm", (("T", (2, 5, 11)), ("N", (1, 3, 7)), ("I=H", (4, 9, 16))))
-CONSTANTS = {"numpy": (1e-5, 3e-6, 2e-11, 5e-10), "torch": (3e-5, 0.0, 1e-11, 1e-10)}
+WIDE = winmap.Grid("lstm", (("T", (2, 5, 11)), ("N", (1, 3, 7)), ("I", (4, 9, 31)), ("H", (5, 16))))
+CONSTANTS = {"numpy": (1e-5, 3e-6, 2e-11, 5e-10, 1e-9, 3e-10), "torch": (3e-5, 0.0, 1e-11, 1e-10, 2e-10, 0.0)}
 
 
 def by_the_model(point):

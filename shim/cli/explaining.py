@@ -194,7 +194,7 @@ def causes(
 @click.option(
     "--budget",
     type=click.FloatRange(0, min_open=True),
-    default=210.0,
+    default=200.0,
     show_default=True,
     help="Seconds; the first three rounds of the whole map are made in any case.",
 )

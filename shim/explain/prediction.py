@@ -1,29 +1,32 @@
 """Times of shapes that were left out, by a model of the work that is fitted to other shapes.
 
-The model of a contestant on an op is *call + steps x turn + operations / rate + bytes / bandwidth*. Its four constants
-are fitted to measured times by least squares of relative errors, none of them negative. How far it holds is seen where
-it was not fitted: each half of the shapes of a map is predicted from the other half.
+The model of a contestant on an op is a sum: a call, the steps of an LSTM, the operations, and the bytes of the input,
+the weights and the result, each times a constant. The constants are fitted to measured times by least squares of
+relative errors, none of them negative. How far it holds is seen where it was not fitted: each half of the shapes of a
+map is predicted from the other half.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import optimize
 
-from shim import cases
+from shim import cases, contract
 from shim.explain.winmap import WinMap
 
-TERMS = ("call", "steps", "operations", "bytes")
+TERMS = ("call", "steps", "operations", "input", "weights", "result")
 FEWEST = 2 * len(TERMS)  # shapes in a half
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The model of one contestant: ``constants`` in seconds a unit of each of :data:`TERMS`, fitted to all shapes.
+    """The model of one contestant.
 
+    ``constants`` are in seconds a unit (operation, byte) of each of :data:`TERMS`, fitted to all shapes.
     ``seconds`` are the times of the shapes by case id, each predicted from the half of the map that it is not in, and
     ``error`` is the median of their relative errors.
     """
@@ -36,9 +39,11 @@ class Prediction:
 
 def amounts(case: cases.Case) -> list[float]:
     """Return how much of each of :data:`TERMS` a case has."""
-    work = case.work()
-    steps = dict(case.dims)["T"] if case.op in ("lstm", "bilstm") else 0
-    return [1.0, float(steps), work.flops, work.bytes]
+    op, dims = contract.op(case.op), dict(case.dims)
+    steps = dims["T"] if case.op in ("lstm", "bilstm") else 0
+    first, *weights = (math.prod(op.shape(argument.axes, dims)) for argument in op.arguments)
+    elements = first, sum(weights), math.prod(op.result_shape(dims, dict(case.options)))
+    return [1.0, float(steps), case.work().flops, *(float(np.dtype(case.dtype).itemsize * n) for n in elements)]
 
 
 def fit(amount: np.ndarray, seconds: np.ndarray) -> np.ndarray:

@@ -1,9 +1,12 @@
 """Who wins where: a grid of shapes of an op, the winner in each cell, and where the winner changes.
 
-A cell has a winner if one contestant is faster than each of the others: Student's t test of the rounds' paired
-log-ratios, two-sided, the largest p-value over the others, under the Benjamini-Hochberg procedure over all cells of the
-map. All cells are measured in a few rounds, then those that are undecided or lie where the leader changes once more
-as often as the time allows. That is two looks at the data, so each has half of the false-discovery rate.
+A cell has a winner if one contestant is faster than each of the others: a t test of the rounds' paired log-ratios,
+two-sided, the largest p-value over the others, under the Benjamini-Hochberg procedure over all cells of the map. Three
+rounds say little about how much a ratio varies, the hundreds of ratios of a map say more: the test is the moderated one
+of Smyth ("Linear Models and Empirical Bayes Methods for Assessing Differential Expression in Microarray Experiments",
+2004), in which the variance of each is drawn towards that of all. All cells are measured in a few rounds, then those
+that are undecided or lie where the leader changes once more as often as the time allows. That is two looks at the data,
+so each has half of the false-discovery rate.
 """
 
 from __future__ import annotations
@@ -16,13 +19,15 @@ from time import monotonic
 from typing import Any
 
 import numpy as np
-from scipy import special, stats
+from scipy import optimize, special, stats
 
 from shim import cases, statistics
 from shim.explain.published import LISTS, Listed
 
 RATE = 0.05  # of false winners among the winners of a map
 LOOKS = 2
+FEWEST_FOR_A_PRIOR = 10  # gaps of a map
+MOST_FREEDOM = 100.0
 FIRST_ROUNDS = statistics.ROUNDS_FOR_A_VERDICT  # of the whole grid
 #: Many cells, and few samples of each at first; times of building do not matter.
 SETTINGS: dict[str, Any] = {"alone": 0, "rounds": 12, "sweeps": 2, "block_seconds": 0.006}
@@ -160,62 +165,102 @@ def read(run: Any, grid: Grid | Listed | None = None) -> WinMap:
 
 
 @dataclass(frozen=True)
+class Gap:
+    """How much longer one contestant takes than another: mean and variance of the rounds' log-ratios."""
+
+    mean: float
+    variance: float
+    rounds: int
+
+    @classmethod
+    def between(cls, a: statistics.Samples, b: statistics.Samples) -> Gap:
+        """Return the gap of ``b`` over ``a`` from the medians of each round that both have."""
+        logs = -np.log(statistics.paired_ratios(a, b))
+        logs = logs[(~np.isnan(logs)).any(axis=1)]
+        n = len(logs)
+        if n < statistics.ROUNDS_FOR_A_VERDICT:
+            return cls(math.nan, math.nan, n)
+        medians = np.nanmedian(logs, axis=1)
+        return cls(float(medians.mean()), max(float(medians.var(ddof=1)), 1e-12), n)
+
+    def test(self, prior: Prior) -> tuple[float, float, float]:
+        """Return the two-sided p-value of no gap and the ends of the gap's interval; 1 and NaN for too few rounds."""
+        if math.isnan(self.mean):
+            return 1.0, math.nan, math.nan
+        freedom = self.rounds - 1 + prior.freedom
+        variance = (self.rounds - 1) * self.variance
+        variance = variance + prior.freedom * prior.variance if prior.freedom else variance
+        error = math.sqrt(variance / freedom / self.rounds)
+        half = float(special.stdtrit(freedom, (1 + statistics.LEVEL) / 2)) * error
+        return float(2 * special.stdtr(freedom, -abs(self.mean) / error)), self.mean - half, self.mean + half
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What all gaps of a map tell about the variance of each: as much as ``freedom`` more rounds of ``variance``."""
+
+    freedom: float = 0.0
+    variance: float = math.nan
+
+    @classmethod
+    def of(cls, gaps: Sequence[Gap]) -> Prior:
+        """Return the prior that fits the variances of gaps best, by the moments of their logarithms (Smyth 2004, 6.2).
+
+        Where they differ no more than chance makes them, the freedom is as large as is ever useful.
+        """
+        known = [gap for gap in gaps if not math.isnan(gap.mean)]
+        if len(known) < FEWEST_FOR_A_PRIOR:
+            return cls()
+        half = np.array([gap.rounds - 1 for gap in known]) / 2
+        logs = np.log([gap.variance for gap in known]) - special.digamma(half) + np.log(half)
+        excess = float(logs.var(ddof=1) - special.polygamma(1, half).mean())
+        if excess <= special.polygamma(1, MOST_FREEDOM / 2):
+            return cls(MOST_FREEDOM, math.exp(logs.mean()))
+        of_prior = float(optimize.brentq(lambda d: special.polygamma(1, d / 2) - excess, 1e-3, MOST_FREEDOM))
+        return cls(of_prior, math.exp(logs.mean() + special.digamma(of_prior / 2) - math.log(of_prior / 2)))
+
+
+@dataclass(frozen=True)
 class _Judged:
-    """A cell before the map is looked at as a whole."""
+    """A cell before the map is looked at as a whole: ``gaps`` of all others over the fastest."""
 
     point: tuple[int, ...]
     case: str
     seconds: dict[str, float]
-    verdicts: dict[str, str]  # of the fastest against each of the others
-    p: float
+    gaps: dict[str, Gap]
     rounds: int
 
     @classmethod
     def of(cls, point: tuple[int, ...], case: str, samples: Mapping[str, statistics.Samples]) -> _Judged:
         medians = {name: statistics.median_time(found).value for name, found in samples.items()}
         order = sorted((name for name in medians if math.isfinite(medians[name])), key=lambda name: medians[name])
-        seconds = {name: medians[name] for name in order}
-        if len(order) < 2:
-            return cls(point, case, seconds, {}, math.nan, 0)
-        best, *others = order
-        p_values = [p_value(samples[best], samples[other]) for other in others]
-        verdicts = {other: statistics.ratio(samples[best], samples[other]).verdict for other in others}
-        rounds = min(statistics.round_count(statistics.as_matrix(samples[name])) for name in order)
-        return cls(point, case, seconds, verdicts, max(p_values), rounds)
-
-
-def p_value(a: statistics.Samples, b: statistics.Samples) -> float:
-    """Return the two-sided p-value of "both take equally long"; 1 for fewer than three common rounds."""
-    logs = np.log(statistics.paired_ratios(a, b))
-    logs = logs[(~np.isnan(logs)).any(axis=1)]
-    n = len(logs)
-    if n < statistics.ROUNDS_FOR_A_VERDICT:
-        return 1.0
-    medians = np.nanmedian(logs, axis=1)
-    spread = float(medians.std(ddof=1))
-    if spread == 0:
-        return 1.0 if medians.mean() == 0 else 0.0
-    return float(2 * special.stdtr(n - 1, -abs(float(medians.mean())) / (spread / math.sqrt(n))))
+        rounds = [statistics.round_count(statistics.as_matrix(samples[name])) for name in order]
+        gaps = {other: Gap.between(samples[order[0]], samples[other]) for other in order[1:]}
+        return cls(point, case, {name: medians[name] for name in order}, gaps, min(rounds, default=0))
 
 
 def _decide(judged: Mapping[tuple[int, ...], _Judged]) -> dict[tuple[int, ...], Cell]:
     """Return the cells with their verdicts, the p-values adjusted over all of them."""
-    tested = [cell for cell in judged.values() if not math.isnan(cell.p)]
-    adjusted = stats.false_discovery_control([cell.p for cell in tested]) if tested else []
-    p_of = {cell.point: float(p) for cell, p in zip(tested, adjusted, strict=True)}
-    return {point: _cell(cell, p_of.get(point, math.nan)) for point, cell in judged.items()}
+    prior = Prior.of([gap for cell in judged.values() for gap in cell.gaps.values()])
+    tests = {point: {name: gap.test(prior) for name, gap in cell.gaps.items()} for point, cell in judged.items()}
+    tested = {point: max(p for p, _, _ in found.values()) for point, found in tests.items() if found}
+    adjusted = stats.false_discovery_control(list(tested.values())) if tested else []
+    p_of = dict(zip(tested, map(float, adjusted), strict=True))
+    return {point: _cell(cell, tests[point], p_of.get(point, math.nan)) for point, cell in judged.items()}
 
 
-def _cell(judged: _Judged, p: float) -> Cell:
+def _cell(judged: _Judged, tests: Mapping[str, tuple[float, float, float]], p: float) -> Cell:
     names = list(judged.seconds)
     ratio = judged.seconds[names[1]] / judged.seconds[names[0]] if len(names) > 1 else math.nan
-    rivals = [name for name, verdict in judged.verdicts.items() if verdict != "faster"]
+    margin = math.log(statistics.MARGIN)
+    ties = {name for name, (_, low, high) in tests.items() if -margin <= low and high <= margin}
+    rivals = [name for name, (_, low, _) in tests.items() if name in ties or not low > 0]
     kind, leaders = "unknown", (*names[:1], *rivals)
-    if len(names) > 1 and not rivals and p <= RATE / LOOKS:
+    if tests and not rivals and p <= RATE / LOOKS:
         kind = "winner"
-    elif rivals and all(judged.verdicts[name] == "tie" for name in rivals):
+    elif rivals and ties.issuperset(rivals):
         kind = "tie"
-    elif len(names) > 1 and not rivals:
+    elif tests and not rivals:
         leaders = (names[0], names[1])
     return Cell(judged.point, judged.case, kind, tuple(leaders), ratio, p, judged.seconds, judged.rounds)
 

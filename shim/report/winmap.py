@@ -39,8 +39,8 @@ def sentences(found: WinMap) -> Iterator[str]:
     if models:
         errors = [f"{words.line(model.contestant, 40)} {100 * model.error:.0f} %" for model in models]
         yield (
-            "A model of the work (calls, steps, operations, bytes), fitted to one half of the shapes, predicts the "
-            f"times of the other half with these median errors: {', '.join(errors)}."
+            "A model of the work (calls, steps, operations, bytes in and out), fitted to one half of the shapes, "
+            f"predicts the times of the other half with these median errors: {', '.join(errors)}."
         )
 
 
