@@ -5,7 +5,7 @@
 
 PYTHON ?= python3
 ifdef TARGETS
-ONLY = --backends $(subst $(space),$(comma),$(strip $(TARGETS)))
+ONLY = --backends $(call commas,$(TARGETS))
 else
 KERAS ?= keras-tensorflow keras-jax keras-torch keras-numpy keras-openvino keras-cntk
 endif
@@ -22,6 +22,7 @@ JAX := $${SHIM_HOME:-.shim}/env/jax/bin/python
 NAMES := $(basename $(notdir $(wildcard shim/backends/[a-z]*.py)))
 comma := ,
 space := $() $()
+commas = $(subst $(space),$(comma),$(strip $(1)))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -46,12 +47,12 @@ bench-gpu: $(TOOL)  ## Check and compare the backends on the GPU, on all layers 
 	$(SHIM) check $(filter-out cupy,$(GPU)) --device cuda
 	@mkdir -p results
 	name=results/$$(date +%Y%m%d-%H%M%S)-gpu && failed=0 && for set in article models; do \
-	  $(SHIM) bench --device cuda --backends $(subst $(space),$(comma),$(strip $(GPU))) --set $$set \
+	  $(SHIM) bench --device cuda --backends $(call commas,$(GPU)) --set $$set \
 	    --output $$name-$$set.jsonl $(ARGS) || failed=1; done; exit $$failed
 
 maps: some-env  ## Map which backend wins at which shape of four ops, in 15 minutes
 	set -e; for op in dense conv2d lstm embedding_average; do \
-	  $(SHIM) map $$op --backends $(subst $(space),$(comma),$(strip $(TARGETS))) $(ARGS); done
+	  $(SHIM) map $$op --backends $(call commas,$(TARGETS)) $(ARGS); done
 
 site: $(TOOL)  ## Write the newest runs as one site, joined with asv's pages where `make asv` has written them
 	$(SHIM) site $(ARGS)

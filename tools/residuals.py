@@ -39,7 +39,7 @@ def measure(folder: Path, name: str) -> runfile.Run:
 
 
 def profiles(folder: Path, name: str) -> dict[str, float]:
-    """Return the seconds of a step that kernels cover on each backend, from its own profiler; 1 is the whole step."""
+    """Return the share of a step that kernels cover on each backend, from its own profiler."""
     path = folder / f"{name}-profiles.json"
     if not path.exists():
         found = {target: trace.profile(name, target, Progress()) for target in TARGETS}
@@ -52,12 +52,15 @@ def profiles(folder: Path, name: str) -> dict[str, float]:
 def main(folder: Path, names: list[str]) -> None:
     """Measure what is missing and print both tables."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = {name: {pair: attribution.explain(measure(folder, name), *pair) for pair in PAIRS} for name in names}
+    found = {}
+    for name in names:
+        run = measure(folder, name)
+        found[name] = [attribution.explain(run, *pair) for pair in PAIRS]
     covered = {name: profiles(folder, name) for name in names}
     print(f"| model | {' | '.join(TARGETS)} |\n|---|{'---|' * len(TARGETS)}")
     for name in names:
         views = {}
-        for explanation in found[name].values():
+        for explanation in found[name]:
             for side, target in enumerate((explanation.first, explanation.second)):
                 step, rest = explanation.step[side].value, (explanation.residual.first, explanation.residual.second)
                 views[target] = (step - rest[side].value, covered[name][target] * step, step)
@@ -67,7 +70,7 @@ def main(folder: Path, names: list[str]) -> None:
     shares = []
     for name in names:
         cells = []
-        for explanation in found[name].values():
+        for explanation in found[name]:
             slower = max(step.value for step in explanation.step)
             rest = explanation.residual.gap
             shares.append(explanation.residual_share)
@@ -77,4 +80,6 @@ def main(folder: Path, names: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
     main(Path(sys.argv[1]), sys.argv[2:] or list(models.names()))

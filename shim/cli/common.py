@@ -128,6 +128,17 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
+def print_table(headings: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    """Print a table; what its cells say is no markup."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(*headings)
+    for cells in rows:
+        table.add_row(*map(escape, cells))
+    console().print(table)
+
+
 def tell_paths(path: Path, page_path: Path) -> None:
     """Say where the samples are, and the page made of them."""
     click.echo(f"run file  {path}\nreport    {page_path}")

@@ -12,10 +12,10 @@ from shim.cli.common import (
     Progress,
     chosen_targets,
     command,
-    console,
     device_option,
     json_option,
     print_json,
+    print_table,
     split,
 )
 
@@ -34,16 +34,12 @@ def backends(as_json: bool) -> None:
     if as_json:
         print_json(rows)
         return
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table("backend", "state", "versions", "devices", "modes", "found")
+    cells = []
     for row in rows:
         versions = ", ".join(f"{name} {version}" for name, version in row["versions"].items())
         found = row["device"] or row["reason"] or ""
-        cells = (row["target"], row["state"], versions, ", ".join(row["devices"]), ", ".join(row["modes"]), found)
-        table.add_row(*map(escape, cells))
-    console().print(table)
+        cells.append((row["target"], row["state"], versions, ", ".join(row["devices"]), ", ".join(row["modes"]), found))
+    print_table(("backend", "state", "versions", "devices", "modes", "found"), cells)
 
 
 @command(
@@ -83,14 +79,8 @@ def env(targets: tuple[str, ...], recreate: bool, remove: bool, python: Path | N
     if as_json:
         print_json(rows)
     else:
-        from rich.markup import escape
-        from rich.table import Table
-
-        table = Table("target", "state", "versions", "size", "reason")
-        for row in rows:
-            cells = (row["target"], row["state"], row["versions"], row["size"], row["reason"] or "")
-            table.add_row(*map(escape, cells))
-        console().print(table)
+        shown = ("target", "state", "versions", "size", "reason")
+        print_table(shown, ([row[name] or "" for name in shown] for row in rows))
 
 
 @command(
@@ -130,6 +120,7 @@ def check(targets: tuple[str, ...], ops: tuple[str, ...], modes: tuple[str, ...]
 
 
 def print_check(target: str, result: dict[str, Any]) -> None:
+    """Print what :func:`shim.check.summary` says of a target."""
     worst = f", worst error {result['worst']:.2f} of the tolerance" if result["worst"] is not None else ""
     beyond = f", {result['unsupported']} cannot be done" if result["unsupported"] else ""
     click.echo(f"{target}: {result['passed']} passed, {result['failed']} failed{beyond}{worst}")
@@ -161,14 +152,10 @@ def data(names: tuple[str, ...], fetch: bool, as_json: bool) -> None:
     if as_json:
         print_json(rows)
     else:
-        from rich.markup import escape
-        from rich.table import Table
-
-        table = Table("data", "source", "size", "sha256", "path")
+        cells = []
         for row in rows:
             sha = row["sha256"][:12] + ("" if row["known"] else " (not Keras' own file)")
-            size = f"{row['bytes'] / 1e6:.1f} MB"
-            table.add_row(*map(escape, (row["name"], row["source"], size, sha, row["path"])))
-        console().print(table)
+            cells.append((row["name"], row["source"], f"{row['bytes'] / 1e6:.1f} MB", sha, row["path"]))
+        print_table(("data", "source", "size", "sha256", "path"), cells)
     if missing:
         sys.exit(1)

@@ -188,9 +188,8 @@ class Gap:
         if math.isnan(self.mean):
             return 1.0, math.nan, math.nan
         freedom = self.rounds - 1 + prior.freedom
-        variance = (self.rounds - 1) * self.variance
-        variance = variance + prior.freedom * prior.variance if prior.freedom else variance
-        error = math.sqrt(variance / freedom / self.rounds)
+        variance = ((self.rounds - 1) * self.variance + prior.freedom * prior.variance) / freedom
+        error = math.sqrt(variance / self.rounds)
         half = float(special.stdtrit(freedom, (1 + statistics.LEVEL) / 2)) * error
         return float(2 * special.stdtr(freedom, -abs(self.mean) / error)), self.mean - half, self.mean + half
 
@@ -200,7 +199,7 @@ class Prior:
     """What all gaps of a map tell about the variance of each: as much as ``freedom`` more rounds of ``variance``."""
 
     freedom: float = 0.0
-    variance: float = math.nan
+    variance: float = 0.0
 
     @classmethod
     def of(cls, gaps: Sequence[Gap]) -> Prior:

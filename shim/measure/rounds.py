@@ -224,7 +224,7 @@ class Rounds:
         for row in statistics.rows(self._so_far(), baseline):
             if row.ratio is not None and not row.ratio.half_width <= NARROW:
                 wide.setdefault(row.case, [baseline]).append(row.contestant)
-        return [case for case in cases if case in wide], wide
+        return list(wide), wide  # rows come in the order of the cases
 
     def _sweeps(self, number: int) -> int:
         sweeps: int = self.config["sweeps"]
