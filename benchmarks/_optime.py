@@ -51,11 +51,12 @@ class OpTimeBenchmark(_LeftOut, TimeBenchmark):
         call, synchronize = prepared.call, prepared.synchronize
         if self.warmup_time:
             clock.warm_up(call, synchronize, limit_seconds=self.warmup_time)
-        number = self.number or clock.calibrate(call, synchronize, self.sample_time)
         least, most, seconds = self.repeat if isinstance(self.repeat, (list, tuple)) else (self.repeat, self.repeat, 0)
         samples, end = [], perf_counter() + seconds
-        while len(samples) < least or (len(samples) < most and perf_counter() < end):
-            samples.append(clock.block(call, synchronize, number)[0])
+        with clock.awake():
+            number = self.number or clock.calibrate(call, synchronize, self.sample_time)
+            while len(samples) < least or (len(samples) < most and perf_counter() < end):
+                samples.append(clock.block(call, synchronize, number)[0])
         return {"samples": samples, "number": number}
 
 

@@ -15,18 +15,21 @@ from shim import environments
 class Setting:
     """What a setting changes: ``variables`` of the environment, the number of ``threads``, None being that of the run.
 
-    ``backends`` are those on which it has an effect; none stands for all.
+    ``awake`` is whether idle CPUs are kept awake. ``backends`` are those on which it has an effect, none standing for
+    all.
     """
 
     text: str
     variables: Mapping[str, str] = field(default_factory=dict)
     threads: int | None = None
+    awake: bool = True
     backends: tuple[str, ...] = ()
 
 
 NONE = Setting("as it is")
 SETTINGS = {
     "one-thread": Setting("on one CPU, with one thread", threads=1),
+    "cpus-sleep": Setting("with CPUs that may sleep while a thread waits, as outside of measurements", awake=False),
     "no-onednn": Setting(
         "Eigen's kernels instead of oneDNN's",
         {"TF_ENABLE_ONEDNN_OPTS": "0"},

@@ -19,7 +19,7 @@ import pytest
 import threadpoolctl
 
 from shim import cases, environments, statistics
-from shim.measure import bench, machine, process, rounds, runfile, schedule
+from shim.measure import bench, clock, machine, process, rounds, runfile, schedule
 
 FORWARD = cases.parse("dense/forward/N5-I7-O3-activation=relu/float32")
 BACKWARD = cases.parse("dense/forward_backward/N2-I3-O2/float32")
@@ -217,10 +217,31 @@ def test_posted_requests_are_worked_on_at_once_and_answered_in_order(worker):
     assert ready(worker)
 
 
+def test_replies_collected_ahead_are_those_that_are_asked_for(worker):
+    worker.post("load", backend="good")
+    worker.post("prepare", case=FORWARD.id, mode="eager")
+    worker.collect()
+    pid = worker.ask("load", backend="good")["pid"]
+    wait_until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+    assert worker.ask("prepare", case=FORWARD.id, mode="eager")["ok"]
+    assert ready(worker)
+
+
+def test_a_worker_that_dies_ahead_is_found_out_when_asked(worker):
+    worker.post("load", backend="good")
+    worker.post("prepare", case=FORWARD.id, mode="eager")
+    pid = worker._process.pid
+    os.kill(pid, signal.SIGKILL)
+    worker.collect()
+    with pytest.raises(process.WorkerDied, match="SIGKILL"):
+        worker.ask("load", backend="good")
+
+
 def test_workers_build_side_by_side_after_the_first_rounds(fakes):
-    """The third round has workers that build together, and still every case is warmed up and timed alone."""
+    """The third round has workers that build together, except what runs eagerly; every case is timed alone."""
     path = fakes / "run.jsonl"
-    run = bench.run(path, targets=["good", "noisy", "dies"], cases=[FORWARD, BACKWARD], **BRIEF | {"rounds": 3})
+    targets = ["good", "noisy:other", "dies"]
+    run = bench.run(path, targets=targets, cases=[FORWARD, BACKWARD], **BRIEF | {"rounds": 3})
     assert run.complete
     assert {(w["round"], w["alone"]) for w in run.workers if w["target"] == "good"} == {
         (0, True),
@@ -228,12 +249,41 @@ def test_workers_build_side_by_side_after_the_first_rounds(fakes):
         (2, False),
     }
     assert {(b["round"], b["alone"]) for b in run.builds if b["target"] == "noisy"} >= {(1, True), (2, False)}
+    assert {(b["round"], b["alone"]) for b in run.builds if b["target"] == "good"} >= {(1, True), (2, True)}
     assert all(
         None not in samples for row in statistics.rows(run) if row.contestant == "good" for samples in row.samples
     )
     row = next(row for row in statistics.rows(run) if (row.contestant, row.case) == ("good", FORWARD.id))
     alone = [b for b in run.builds if (b["target"], b["case"], b["alone"]) == ("good", FORWARD.id, True)]
     assert row.first_call_seconds == np.median([b["first_call_seconds"] for b in alone])
+
+
+def test_blocks_have_a_pace_and_rounds_say_how_long_they_waited(fakes):
+    run = bench.run(fakes / "run.jsonl", targets=["good"], cases=[FORWARD], **BRIEF)
+    assert all(block["pace"] >= 1 for block in run.blocks)
+    ends = [record for record in run.rounds if record["record"] == "round_end"]
+    assert all(0 <= end["waited_seconds"] < 60 for end in ends)
+
+
+def test_the_setting_that_lets_cpus_sleep_is_of_use_only_where_they_can_be_kept_awake(fakes):
+    run = bench.run(fakes / "run.jsonl", targets=["good", "good/cpus-sleep"], cases=[FORWARD], **BRIEF)
+    awake = {worker["target"]: worker["awake"] for worker in run.workers}
+    if os.access(clock.CPU_LATENCY, os.W_OK):
+        assert awake == {"good": True, "good/cpus-sleep": None}
+    else:
+        assert awake == {"good": False}
+        assert "CPUs sleep here anyway" in run.failures[0]["reason"]
+
+
+def test_late_rounds_have_the_more_sweeps_the_fewer_rows_are_left():
+    cases = [f"case {k}" for k in range(6)]
+    targets = [{"target": name, "mode": "eager", "label": name} for name in ("good", "slow", "noisy")]
+    played = rounds.Rounds({"targets": targets, "cases": cases, "sweeps": 4}, rounds.Silent())
+    assert played._sweeps(rounds.WHOLE - 1) == played._sweeps(rounds.WHOLE) == 4
+    played._cases, played._only = cases[:3], {case: ["good", "slow"] for case in cases[:3]}
+    assert played._sweeps(rounds.WHOLE) == 12  # 18 rows in a whole round, 6 in this one
+    played._cases, played._only = cases[:1], {cases[0]: ["good", "slow"]}
+    assert played._sweeps(rounds.WHOLE) == 4 * rounds.MORE
 
 
 def test_after_eight_rounds_only_cases_with_wide_intervals_go_on(fakes, monkeypatch):

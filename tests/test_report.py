@@ -209,6 +209,25 @@ def test_cpus_that_share_a_core_at_times_are_told(read):
     assert "CPUs together" not in rounds(*["unknown"] * 5)
 
 
+def test_blocks_of_slow_times_and_cpus_that_may_sleep_are_told(read):
+    def changed(pace, awake):
+        found = []
+        for record in two((3e-3, 1e-3)):
+            more = {"block": {"pace": pace}, "worker": {"awake": awake}}.get(record["record"], {})
+            found.append(record | more)
+        worker = {"record": "worker", "round": 0, "target": "numpy", "awake": awake}
+        return printed(read([found[0], worker, *found[1:], {"record": "round_end", "round": 0, "waited_seconds": 7.2}]))
+
+    text = " ".join(changed(1.4, False).split())
+    assert "100% of the blocks were timed while the machine was slower than at its best by more than 20%" in text
+    assert "waited for 7 s in all" in text
+    assert "sudo chmod o+w /dev/cpu_dma_latency" in text
+    for awake in (True, None):
+        calm = changed(1.1, awake)
+        assert "of the blocks were timed" not in calm
+        assert "go to sleep" not in calm
+
+
 def test_another_baseline_turns_the_ratios_around(read):
     run = read(example.records())
     torch = next(row for row in table.as_json(run, "torch")["cases"][0]["rows"] if row["contestant"] == "tensorflow")

@@ -136,6 +136,20 @@ _ALL = (
         "against 0.5 ms: 1.4 times.",
     ),
     Cause(
+        name="tensorflow-wakeups",
+        question="Why is TensorFlow slower than torch on a small dense layer?",
+        hypothesis="its threads hand work on and wait, and half of a call is a CPU that wakes up",
+        case=_SMALL,
+        slow="tensorflow/cpus-sleep",
+        fast="torch/cpus-sleep",
+        switch="idle CPUs that are kept awake",
+        slow_without="tensorflow",
+        fast_without="torch",
+        predicted=(1.3, 2.5),
+        because="A trial on a layer of N32 I128 O1 gave TensorFlow 0.18 ms with CPUs that sleep and 0.10 ms without, "
+        "torch 2.6 µs in both.",
+    ),
+    Cause(
         name="torch-gradients",
         question="Why is torch slower than NumPy on a small dense layer with gradients?",
         hypothesis="recording and replaying a call for its gradients costs a fixed time, not the arithmetic",

@@ -16,7 +16,10 @@ from time import monotonic
 from typing import Any
 
 #: Seconds without an answer after which a worker counts as hanging.
-TIMEOUTS = dict.fromkeys(("load", "calibrate", "block", "ceilings"), 300.0) | {"prepare": 900.0, "profile": 600.0}
+TIMEOUTS = dict.fromkeys(("load", "calibrate", "block", "ceilings", "pace"), 300.0) | {
+    "prepare": 900.0,
+    "profile": 600.0,
+}
 
 
 class WorkerDied(RuntimeError):
@@ -66,12 +69,24 @@ class Worker:
         self._rest = b""
         self._alive = True
         self._posted: deque[bytes] = deque()
+        self._collected: deque[bytes] = deque()
 
     def post(self, command: str, **request: Any) -> None:
         """Send a request ahead: the worker goes on with it at once, and :meth:`ask` for it brings the reply."""
         self._posted.append(_line(command, request))
         with contextlib.suppress(BrokenPipeError):  # ask will tell
             self._send(self._posted[-1])
+
+    def collect(self) -> None:
+        """Wait until what was posted is answered, and stop the worker; :meth:`ask` finds the replies, or fails.
+
+        This is for a thread of its own, before anything is asked.
+        """
+        with contextlib.suppress(EOFError, OSError, ValueError):  # a time-out as well; ask will tell
+            for line in tuple(self._posted):
+                timeout = TIMEOUTS[json.loads(line)["command"]]
+                self._collected.append(self._read_line(monotonic() + timeout))
+        self._signal(signal.SIGSTOP)
 
     def ask(self, command: str, **request: Any) -> dict[str, Any]:
         """Return the reply to a request. Raises :class:`WorkerDied` if there will be none.
@@ -85,7 +100,7 @@ class Worker:
                 assert posted == line
             else:
                 self._send(line)
-            reply = self._read_line(monotonic() + TIMEOUTS[command])
+            reply = self._collected.popleft() if self._collected else self._read_line(monotonic() + TIMEOUTS[command])
         except (BrokenPipeError, EOFError):
             raise WorkerDied(self._ending()) from None
         except TimeoutError:

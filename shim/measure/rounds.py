@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from time import monotonic
 from typing import Any, Protocol
 
 from shim import environments, settings, statistics
-from shim.measure import machine, process, runfile, schedule
+from shim.measure import machine, pace, process, runfile, schedule
 
 #: What starting a worker and preparing a case cost, in blocks, for the progress bar.
 START_STEPS, PREPARE_STEPS = 20, 3
 #: Rounds in which workers are started and cases built one after the other, so that the times of that are clean. In
 #: the others all workers do it side by side, which saves half the time; whatever is warmed up or timed runs alone.
 ALONE = 2
+EAGER = "eager"
 CEILINGS = 2  # rounds in which the ceilings are measured
 #: Rounds in which all take part in every case. In later ones only those do whose ratio is not yet known to NARROW, half
 #: the length of an interval as a share of the ratio, and the baseline: what differs between processes, only processes
-#: average out. Stopping by width costs no coverage after eight rounds (95 % in simulations, 92 % after six). The wide
-#: ones that are left are few, and start and build cost as much as ever: they get MORE times the sweeps.
+#: average out. Stopping by width costs no coverage after eight rounds (95 % in simulations, 92 % after six). The fewer
+#: are left, the more sweeps each gets, up to MORE times as many: start and build cost as much as ever.
 WHOLE = 8
 NARROW = 0.045
 MORE = 4
@@ -55,11 +58,13 @@ class Rounds:
         self._waiting: list[runfile.Record] = []
         self._writer: runfile.Writer | None = None
         self._workers: dict[str, process.Worker] = {}
+        self._pace: pace.Pace | None = None
         self._begun: int | None = None
         self._cases: list[str] = config["cases"]  # of this round
         self._only: dict[str, list[str]] = {}  # the contestants of a case in this round, where not all take part
         self._steps = 0
         self._side_by_side = False
+        self._ahead_seconds: dict[str, float] = {}
         self._replaced: set[str] = set()  # targets whose worker died in this round
         self._built: dict[tuple[str, str, str], dict[str, Any]] = {}  # checked, not yet warmed up
         self._ready: set[tuple[str, str, str]] = set()
@@ -105,6 +110,8 @@ class Rounds:
     def close(self) -> None:
         """End all workers, the progress bar and the file."""
         self.kill()
+        if self._pace:
+            self._pace.close()
         self.progress.stop()
         if self._writer:
             self._writer.close()
@@ -127,10 +134,8 @@ class Rounds:
         modes = {}
         order = schedule.start_order(self.config["seed"], number, targets)
         self._side_by_side = number >= self.config.get("alone", ALONE)
-        for target in order if self._side_by_side else ():
-            if self._spawn(target):
-                self._workers[target].post("load", **self._settings(target))
-                self._post_cases(target)
+        if self._side_by_side:
+            self._go_ahead([target for target in order if self._spawn(target)], load=True)
         for target in order:
             reply = self._start(target)
             if reply:
@@ -146,8 +151,10 @@ class Rounds:
         pairs = len(self.config["targets"]) * len(self.config["cases"])
         each_target = Counter(entry["target"] for entry in self.config["targets"] for _ in self.config["cases"])
         started = sum(number != self._begun for number in numbers) * len(targets)
-        each = pairs * (len(numbers) * PREPARE_STEPS + sum(map(self._sweeps, numbers)))
+        each = pairs * len(numbers) * (PREPARE_STEPS + self.config["sweeps"])
         self.progress.start(started * START_STEPS + each, self._title())
+        waiting = 2 * self.config["block_seconds"] * pairs * len(numbers) * self.config["sweeps"]
+        self._pace = pace.Pace(self.config["threads"], self.config["cpus"], waiting)
         for number in numbers:
             if number != self._begun:
                 if choose is None:
@@ -159,9 +166,10 @@ class Rounds:
                 needed = [target for target in targets if self._pairs(target)]
                 self.begin(number, needed)
                 self._step("started", START_STEPS * (len(targets) - len(needed)))
-            elif self._side_by_side:  # its workers were started before their modes were known
-                for target in targets:
-                    self._post_cases(target)
+            elif not self._side_by_side:
+                self._pace.look()
+            else:  # its workers were started before their modes were known
+                self._go_ahead([target for target in targets if target in self._workers])
             order = schedule.start_order(self.config["seed"], number, targets)
             for target in order:
                 goal = self._steps + PREPARE_STEPS * each_target[target]
@@ -169,24 +177,30 @@ class Rounds:
                 self._step(f"preparing {target}", goal - self._steps)  # what was left out
             self._side_by_side = False
             for target in order:
+                self._pace.look()
                 self._calibrate(target)
+            waited = self._pace.waited
             self._play_blocks(number)
             if number < CEILINGS:
                 self._measure_ceilings()
             self.kill()
-            self.record({"record": "round_end", "round": number})
+            self.record({"record": "round_end", "round": number, "waited_seconds": self._pace.waited - waited})
 
     def _play_blocks(self, number: int) -> None:
         entries = {e["label"]: (e["target"], e["mode"]) for e in self.config["targets"]}
         sweeps = self._sweeps(number)
         order = schedule.blocks(self.config["seed"], number, sweeps, self._cases, list(entries))
         goal = self._steps + len(entries) * len(self.config["cases"]) * sweeps
+        before, at = None, 1.0
         for sweep, case, label in order:
             target, mode = entries[label]
             if (target, mode, case) in self._ready:
+                if self._pace and before != (sweep, case):
+                    before, at = (sweep, case), self._pace.wait()
                 timed = self._ask(target, mode, case, "block")
                 if timed:
-                    self.record({"record": "block"} | self._row(target, mode, case) | {"sweep": sweep} | timed)
+                    given = {"sweep": sweep, "pace": round(at, 3)}
+                    self.record({"record": "block"} | self._row(target, mode, case) | given | timed)
             self._step(f"{case.partition('/')[0]} {label}", 1)
         self._step("done", goal - self._steps)
 
@@ -227,8 +241,13 @@ class Rounds:
         return list(wide), wide  # rows come in the order of the cases
 
     def _sweeps(self, number: int) -> int:
+        """Return the sweeps of a round: a late one has about as many blocks as a whole one, in fewer rows."""
         sweeps: int = self.config["sweeps"]
-        return sweeps if number < WHOLE else MORE * sweeps
+        if number < WHOLE:
+            return sweeps
+        everything = len(self.config["targets"]) * len(self.config["cases"])
+        rows = sum(len(self._pairs(target)) for target in {entry["target"] for entry in self.config["targets"]})
+        return min(MORE * sweeps, max(sweeps, round(sweeps * everything / max(1, rows))))
 
     def _so_far(self) -> runfile.Run:
         assert self._writer
@@ -270,7 +289,7 @@ class Rounds:
         plain, setting = settings.split(target)
         chosen = {name: self.config[name] for name in ("device", "precision")}
         threads = setting.threads or self.config["threads"]
-        return {"backend": environments.parse(plain)[0], "threads": threads} | chosen
+        return {"backend": environments.parse(plain)[0], "threads": threads, "awake": setting.awake} | chosen
 
     def _start(self, target: str) -> dict[str, Any] | None:
         """Start a worker and let it load its backend; return what it answers, None if it was left out."""
@@ -302,12 +321,28 @@ class Rounds:
     def _wanted(self, target: str, mode: str, case: str) -> bool:
         return not {(target, mode, case), (target, None, None)} & (self._left_out | self._skipped)
 
-    def _post_cases(self, target: str) -> None:
-        """Let a worker begin with its cases; :meth:`_prepare` collects them."""
-        worker = self._workers.get(target)
-        for mode, case in self._pairs(target) if worker else ():
-            if worker and self._wanted(target, mode, case):
-                worker.post("prepare", case=case, mode=mode, cache=self._cache)
+    def _go_ahead(self, targets: Sequence[str], load: bool = False) -> None:
+        """Let workers load and build, as many at a time as there are CPUs, and those first that took longest.
+
+        What runs eagerly has nothing to build, and its threads would wait for one another at the cost of those that do.
+        """
+
+        def work(target: str) -> None:
+            worker, begun = self._workers[target], monotonic()
+            if load:
+                worker.post("load", **self._settings(target))
+            for mode, case in self._pairs(target):
+                if mode != EAGER and self._wanted(target, mode, case):
+                    worker.post("prepare", case=case, mode=mode, cache=self._cache)
+            worker.collect()
+            self._ahead_seconds[target] = monotonic() - begun
+
+        pool = ThreadPoolExecutor(len(self.config["cpus"]))
+        longest_first = sorted(targets, key=lambda target: -self._ahead_seconds.get(target, 0))
+        for done in as_completed([pool.submit(work, target) for target in longest_first]):
+            done.result()
+            self.progress.advance(steps=0)
+        pool.shutdown()
 
     def _prepare(self, target: str) -> None:
         """Build and check every case of a target that is not left out."""
@@ -318,7 +353,7 @@ class Rounds:
             if worker and self._wanted(target, mode, case):
                 built = self._ask(target, mode, case, "prepare", cache=self._cache)
                 if built:
-                    self._built[target, mode, case] = built | {"alone": not self._side_by_side}
+                    self._built[target, mode, case] = built | {"alone": mode == EAGER or not self._side_by_side}
             if target not in self._replaced:
                 self._step(f"preparing {target}", PREPARE_STEPS)
 

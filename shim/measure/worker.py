@@ -2,8 +2,9 @@
 
 Started by :mod:`shim.measure.process` with the interpreter of the target's environment. Its environment variables
 and CPUs are set before the framework is imported. Requests are ``{"command": "load" | "prepare" | "calibrate" |
-"block" | "ceilings" | "profile" | "quit", ...}``; each is answered by ``{"ok": true, ...}`` or ``{"ok": false, "stage",
-"reason"}``, and a failure is never the end of the process. The end of standard input is.
+"block" | "ceilings" | "pace" | "profile" | "quit", ...}``; each is answered by ``{"ok": true, ...}`` or ``{"ok":
+false, "stage", "reason"}``, and a failure is never the end of the process. The end of standard input is. While a
+request is answered, idle CPUs are kept awake.
 """
 
 from __future__ import annotations
@@ -35,16 +36,28 @@ class Session:
 
     def __init__(self) -> None:
         self.name = ""
+        self.awake = True  # whether idle CPUs are to be kept awake while this process answers
         self.backend: Any = None
         self.checked: dict[tuple[str, str], Any] = {}
         self.ready: dict[tuple[str, str], tuple[Any, int, int, float]] = {}
 
     def load(
-        self, backend: str, device: str = "cpu", precision: str = "float32", threads: int | None = None
+        self,
+        backend: str,
+        device: str = "cpu",
+        precision: str = "float32",
+        threads: int | None = None,
+        awake: bool = True,
     ) -> dict[str, Any]:
-        """Import a backend and set it up; both are timed."""
+        """Import a backend and set it up; both are timed. ``awake`` is whether idle CPUs are to be kept awake."""
         from shim.backends import load
+        from shim.measure import clock
 
+        with clock.awake() as kept:
+            pass
+        if not awake and not kept:
+            raise Failed("setup", RuntimeError(f"CPUs sleep here anyway: this user may not open {clock.CPU_LATENCY}"))
+        self.awake = awake
         start = perf_counter()
         try:
             self.name, self.backend = backend, load(backend)
@@ -60,6 +73,7 @@ class Session:
         return {
             "import_seconds": imported - start,
             "setup_seconds": setup_seconds,
+            "awake": kept if awake else None,
             "describe": description,
             "modes": list(self.backend.MODES),
             "cpus": sorted(os.sched_getaffinity(0)),
@@ -105,7 +119,7 @@ class Session:
 
         prepared = self.checked[case, mode]
         try:
-            warm_seconds = clock.warm_up(prepared.call, prepared.synchronize)
+            warm_seconds = clock.warm_up(prepared.call, prepared.synchronize, block_seconds / SAMPLES)
             loops = clock.calibrate(prepared.call, prepared.synchronize, block_seconds / SAMPLES)
             each = sorted(clock.block(prepared.call, prepared.synchronize, loops)[0] for _ in range(3))[1]
         except Exception as error:
@@ -147,6 +161,19 @@ class Session:
 
         return ceilings.measure(self.backend, mode, dtypes, device, threads)
 
+    def pace(self, size: int = 512, repeats: int = 4) -> dict[str, Any]:
+        """Return the least seconds of a matrix product by NumPy on all threads; no backend needs to be loaded."""
+        import numpy as np
+
+        a = np.ones((size, size), np.float32)
+        out = np.matmul(a, a)
+        times = []
+        for _ in range(repeats):
+            start = perf_counter()
+            np.matmul(a, a, out=out)
+            times.append(perf_counter() - start)
+        return {"seconds": min(times)}
+
     def profile(self, case: str, mode: str, shown: str, steps: int | None, path: str) -> dict[str, Any]:
         """Profile a case that has been checked, and write its trace, which shows the target as ``shown``."""
         from pathlib import Path
@@ -167,9 +194,12 @@ def describe_error(error: BaseException) -> str:
 
 def answer(session: Session, request: dict[str, Any]) -> dict[str, Any]:
     """Carry out one request."""
+    from shim.measure import clock
+
     command = request.pop("command")
     try:
-        result: dict[str, Any] = getattr(session, command)(**request)
+        with clock.awake(session.awake):
+            result: dict[str, Any] = getattr(session, command)(**request)
         return {"ok": True} | result
     except Failed as failure:
         return {"ok": False, "stage": failure.stage, "reason": str(failure)}

@@ -11,6 +11,8 @@ from typing import Any
 
 from shim import statistics
 from shim.explain import ceilings
+from shim.measure.clock import CPU_LATENCY
+from shim.measure.pace import SLOWER
 from shim.report import colours, words
 
 NOT_MEASURED = "not measured"
@@ -293,6 +295,17 @@ def _warnings(run: Any, cases: Sequence[CaseResult], failures: Sequence[dict[str
         found.append(
             f"In some rounds the CPUs together were worth {min(speedups):.1f} of one, in others {max(speedups):.1f}: "
             "at times they share a core, as those of a virtual machine may. That widens the intervals."
+        )
+    if slow := sum(block.get("pace", 1.0) > SLOWER for block in run.blocks):
+        waited = sum(record.get("waited_seconds", 0.0) for record in run.rounds)
+        found.append(
+            f"{slow / len(run.blocks):.0%} of the blocks were timed while the machine was slower than at its best "
+            f"by more than {SLOWER - 1:.0%}, although they waited for {waited:.0f} s in all."
+        )
+    if any(worker.get("awake") is False for worker in run.workers):
+        found.append(
+            "Idle CPUs could go to sleep: this user may not keep them awake. That widens the intervals of whatever "
+            f"hands work from thread to thread. Until the next start of Linux, this helps: sudo chmod o+w {CPU_LATENCY}"
         )
     if rounds and max(rounds) < statistics.ROUNDS_FOR_A_VERDICT:
         found.append(
