@@ -36,7 +36,7 @@ VARIABLES = re.compile(
 def environment() -> dict[str, Any]:
     """Return what is known of this machine, this checkout and the relevant variables; the host's name is left out."""
     return {
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "architecture": platform.machine() or UNKNOWN,
         "cores": psutil.cpu_count(logical=True) or UNKNOWN,
         "cores_physical": psutil.cpu_count(logical=False) or UNKNOWN,
@@ -134,7 +134,7 @@ def _chosen(text: str) -> str:
     return match[1] if match else text
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
     match = re.search(r"^(?:model name|Model|cpu model)\s*:\s*(.+)$", _read(Path("/proc/cpuinfo")), re.MULTILINE)
     return match[1].strip() if match else platform.processor() or UNKNOWN
 

@@ -17,7 +17,9 @@ START_STEPS, PREPARE_STEPS = 20, 3
 #: Rounds in which workers are started and cases built one after the other, so that the times of that are clean. In
 #: the others all workers do it side by side, which saves half the time; whatever is warmed up or timed runs alone.
 ALONE = 2
-EAGER = "eager"
+#: Only what takes longer than this alone is built beside others. The rest would only be in the way: threads that spin
+#: while they wait for one another, as those of torch and CNTK do, take ten times as long where they have no CPU each.
+LONG_SECONDS = 2.0
 CEILINGS = 2  # rounds in which the ceilings are measured
 #: Rounds in which all take part in every case. In later ones only those do whose ratio is not yet known to NARROW, half
 #: the length of an interval as a share of the ratio, and the baseline: what differs between processes, only processes
@@ -64,7 +66,9 @@ class Rounds:
         self._only: dict[str, list[str]] = {}  # the contestants of a case in this round, where not all take part
         self._steps = 0
         self._side_by_side = False
+        self._beside: set[str] = set()  # targets that build beside others in this round
         self._ahead_seconds: dict[str, float] = {}
+        self._alone_seconds: dict[str, float] = {}  # of building
         self._replaced: set[str] = set()  # targets whose worker died in this round
         self._built: dict[tuple[str, str, str], dict[str, Any]] = {}  # checked, not yet warmed up
         self._ready: set[tuple[str, str, str]] = set()
@@ -133,7 +137,7 @@ class Rounds:
             self.progress.start(len(targets), "starting")
         modes = {}
         order = schedule.start_order(self.config["seed"], number, targets)
-        self._side_by_side = number >= self.config.get("alone", ALONE)
+        self._side_by_side, self._beside = number >= self.config.get("alone", ALONE), set()
         if self._side_by_side:
             self._go_ahead([target for target in order if self._spawn(target)], load=True)
         for target in order:
@@ -154,7 +158,7 @@ class Rounds:
         each = pairs * len(numbers) * (PREPARE_STEPS + self.config["sweeps"])
         self.progress.start(started * START_STEPS + each, self._title())
         waiting = 2 * self.config["block_seconds"] * pairs * len(numbers) * self.config["sweeps"]
-        self._pace = pace.Pace(self.config["threads"], self.config["cpus"], waiting)
+        self._pace = pace.Pace(self.config["threads"], self.config["cpus"], waiting, environments.home() / "cache")
         for number in numbers:
             if number != self._begun:
                 if choose is None:
@@ -322,17 +326,16 @@ class Rounds:
         return not {(target, mode, case), (target, None, None)} & (self._left_out | self._skipped)
 
     def _go_ahead(self, targets: Sequence[str], load: bool = False) -> None:
-        """Let workers load and build, as many at a time as there are CPUs, and those first that took longest.
+        """Let workers load, and build what takes long, as many at a time as there are CPUs; the longest goes first."""
 
-        What runs eagerly has nothing to build, and its threads would wait for one another at the cost of those that do.
-        """
+        self._beside = {t for t in targets if self._alone_seconds.get(t, LONG_SECONDS) >= LONG_SECONDS}
 
         def work(target: str) -> None:
             worker, begun = self._workers[target], monotonic()
             if load:
                 worker.post("load", **self._settings(target))
-            for mode, case in self._pairs(target):
-                if mode != EAGER and self._wanted(target, mode, case):
+            for mode, case in self._pairs(target) if target in self._beside else ():
+                if self._wanted(target, mode, case):
                     worker.post("prepare", case=case, mode=mode, cache=self._cache)
             worker.collect()
             self._ahead_seconds[target] = monotonic() - begun
@@ -346,16 +349,18 @@ class Rounds:
 
     def _prepare(self, target: str) -> None:
         """Build and check every case of a target that is not left out."""
-        worker = self._workers.get(target)
+        worker, begun = self._workers.get(target), monotonic()
         for mode, case in self._pairs(target):
             if self._workers.get(target) is not worker:
                 return  # it died, and the worker in its place has prepared the rest
             if worker and self._wanted(target, mode, case):
                 built = self._ask(target, mode, case, "prepare", cache=self._cache)
                 if built:
-                    self._built[target, mode, case] = built | {"alone": mode == EAGER or not self._side_by_side}
+                    self._built[target, mode, case] = built | {"alone": target not in self._beside}
             if target not in self._replaced:
                 self._step(f"preparing {target}", PREPARE_STEPS)
+        if target not in self._beside:
+            self._alone_seconds[target] = monotonic() - begun
 
     def _calibrate(self, target: str) -> None:
         """Warm up the cases of a target that have been checked, and record them."""

@@ -287,7 +287,7 @@ def _warnings(run: Any, cases: Sequence[CaseResult], failures: Sequence[dict[str
             f"{'; '.join(map(str, dict.fromkeys(beyond)))}."
         )
     rows = [entry.row for entry in entries if entry.row]
-    if short := sum(row.rounds < _planned_rounds(run, row.case) for row in rows):
+    if short := sum(row.rounds < _planned_rounds(run, row) for row in rows):
         found.append(f"{words.count(short, 'row')} with fewer rounds than planned.")
     rounds = [row.rounds for row in rows]
     speedups = [s for s in (record.get("parallel_speedup") for record in run.rounds) if isinstance(s, (int, float))]
@@ -315,8 +315,9 @@ def _warnings(run: Any, cases: Sequence[CaseResult], failures: Sequence[dict[str
     return tuple(found)
 
 
-def _planned_rounds(run: Any, case: str) -> int:
-    """Return in how many rounds a case takes part: those that name it, or as many as were asked for."""
-    listed = [record["cases"] for record in run.rounds if "cases" in record]
+def _planned_rounds(run: Any, row: statistics.Row) -> int:
+    """Return in how many rounds a row takes part: those that name it, or as many as were asked for."""
+    listed = [record for record in run.rounds if "cases" in record]
     planned: int = run.header.get("config", {}).get("rounds", 0)
-    return sum(case in cases for cases in listed) if listed else planned
+    taken = (r for r in listed if row.case in r["cases"] and statistics.takes_part(r, row.case, row.contestant))
+    return sum(1 for _ in taken) if listed else planned
