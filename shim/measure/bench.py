@@ -29,7 +29,7 @@ from shim import settings, statistics
 from shim.measure import machine, runfile
 from shim.measure.rounds import ALONE, Choice, Progress, Rounds, Silent
 
-DEFAULTS = {"rounds": 15, "sweeps": 4, "block_seconds": 0.02}
+DEFAULTS = {"rounds": 14, "sweeps": 4, "block_seconds": 0.02}
 QUICK = {"rounds": 2, "sweeps": 2, "block_seconds": 0.02}
 
 

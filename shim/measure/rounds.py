@@ -157,7 +157,7 @@ class Rounds:
         started = sum(number != self._begun for number in numbers) * len(targets)
         each = pairs * len(numbers) * (PREPARE_STEPS + self.config["sweeps"])
         self.progress.start(started * START_STEPS + each, self._title())
-        waiting = 2 * self.config["block_seconds"] * pairs * len(numbers) * self.config["sweeps"]
+        waiting = self.config["block_seconds"] * pairs * len(numbers) * self.config["sweeps"]
         self._pace = pace.Pace(self.config["threads"], self.config["cpus"], waiting, environments.home() / "cache")
         for number in numbers:
             if number != self._begun:
