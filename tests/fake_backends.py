@@ -66,7 +66,7 @@ FAULTS = {
     "missing": "raise ImportError('libfast.so.3: cannot open shared object file')",
     "hangs": "time.sleep(600)",
     "crashes": "os.kill(os.getpid(), signal.SIGSEGV)",
-    "dies": "good_result = result\ndef result(*a):\n    if calls > 100: os.kill(os.getpid(), signal.SIGKILL)\n"
+    "dies": "good_result = result\ndef result(*a):\n    if calls > 30: os.kill(os.getpid(), signal.SIGKILL)\n"
     "    return good_result(*a)",
 }
 

@@ -15,7 +15,7 @@ from shim.measure import machine, pace, process, runfile, schedule
 #: What starting a worker and preparing a case cost, in blocks, for the progress bar.
 START_STEPS, PREPARE_STEPS = 20, 3
 #: Rounds in which workers are started and cases built one after the other, so that the times of that are clean. In
-#: the others all workers do it side by side, which saves half the time; whatever is warmed up or timed runs alone.
+#: the others as many workers as there are CPUs do it side by side; whatever is warmed up or timed runs alone.
 ALONE = 2
 #: Only what takes longer than this alone is built beside others. The rest would only be in the way: threads that spin
 #: while they wait for one another, as those of torch and CNTK do, take ten times as long where they have no CPU each.
@@ -194,7 +194,7 @@ class Rounds:
         entries = {e["label"]: (e["target"], e["mode"]) for e in self.config["targets"]}
         sweeps = self._sweeps(number)
         order = schedule.blocks(self.config["seed"], number, sweeps, self._cases, list(entries))
-        goal = self._steps + len(entries) * len(self.config["cases"]) * sweeps
+        goal = self._steps + len(entries) * len(self.config["cases"]) * self.config["sweeps"]
         before, at = None, 1.0
         for sweep, case, label in order:
             target, mode = entries[label]
@@ -205,8 +205,8 @@ class Rounds:
                 if timed:
                     given = {"sweep": sweep, "pace": round(at, 3)}
                     self.record({"record": "block"} | self._row(target, mode, case) | given | timed)
-            self._step(f"{case.partition('/')[0]} {label}", 1)
-        self._step("done", goal - self._steps)
+                self._step(f"{case.partition('/')[0]} {label}", 1)
+        self._step("done", goal - self._steps)  # more than was planned or, with rows that sat out, less
 
     def _measure_ceilings(self) -> None:
         """Let each worker that is left measure what the machine can do; what fails here is only recorded."""
@@ -327,7 +327,6 @@ class Rounds:
 
     def _go_ahead(self, targets: Sequence[str], load: bool = False) -> None:
         """Let workers load, and build what takes long, as many at a time as there are CPUs; the longest goes first."""
-
         self._beside = {t for t in targets if self._alone_seconds.get(t, LONG_SECONDS) >= LONG_SECONDS}
 
         def work(target: str) -> None:
