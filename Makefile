@@ -1,6 +1,7 @@
 # Everything is made inside this folder: the tool in .venv, an environment for each backend in .shim/env.
 #   make bench ARGS="--modes all"    hands options to `shim bench`
 #   make test TARGETS="numpy torch"  leaves the other backends out, Keras too
+#   make test JOBS=2                 tests two backends at a time, and shows what a test printed when it is over
 #   make PYTHON=python3.12 bench     takes another Python, 3.11 or newer
 
 PYTHON ?= python3
@@ -12,6 +13,7 @@ endif
 TARGETS ?= numpy tensorflow jax torch cntk
 GPU ?= cupy torch jax
 ARGS ?=
+JOBS ?= 1
 
 BIN := .venv/bin
 SHIM := $(BIN)/shim
@@ -26,7 +28,7 @@ commas = $(subst $(space),$(comma),$(strip $(1)))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help tool env some-env bench bench-layers bench-gpu maps site test test-tool test-backends test-smoke test-asv lint types format asv clean \
+.PHONY: help tool env some-env bench bench-layers bench-gpu maps site test test-tool test-suites test-backends test-smoke test-asv lint types format asv clean \
   test-cuda test-cntk test-cntk-sample test-cntk-upstream test-cntk-pythons
 
 help:  ## Show this list
@@ -57,7 +59,16 @@ maps: some-env  ## Map which backend wins at which shape of four ops, in 15 minu
 site: $(TOOL)  ## Write the newest runs as one site, joined with asv's pages where `make asv` has written them
 	$(SHIM) site $(ARGS)
 
-test: lint types test-tool test-backends test-cuda $(if $(filter cntk,$(TARGETS)),test-cntk) test-smoke test-asv  ## Run lint, types, tests, a smoke comparison and asv
+test: lint types test-tool test-suites test-smoke test-asv  ## Run lint, types, tests, a smoke comparison and asv
+
+# Those that time nothing, so that some may run at once. Threads that spin while they wait would take the CPU from the others.
+SUITES := test-backends test-cuda $(if $(filter cntk,$(TARGETS)),test-cntk)
+test-suites: env
+ifeq ($(JOBS),1)
+	@$(MAKE) --no-print-directory $(SUITES)
+else
+	@OMP_WAIT_POLICY=passive $(MAKE) --no-print-directory --jobs=$(JOBS) --output-sync=target $(SUITES)
+endif
 
 some-env: $(TOOL)
 	@$(SHIM) env $(TARGETS) || echo 'Going on without the backends that could not be installed.'
