@@ -26,7 +26,12 @@ class Unsupported(NotImplementedError):
 
 
 class Trainer(Protocol):
-    """A model with its weights and optimizer on one backend, ready to train."""
+    """A model with its weights and optimizer on one backend, ready to train.
+
+    ``by_rows`` says whether ``step`` differentiates tables by the rows that a batch looks up, and not as a whole.
+    """
+
+    by_rows: bool
 
     def step(self, x: Array, labels: Array) -> Array:
         """Update the weights with one batch and return its mean loss, before the update, as a scalar array.

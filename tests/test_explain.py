@@ -65,10 +65,16 @@ def read(tmp_path):
 # ------------------------------------------------------------------------------------------------------------ recording
 
 
+def in_small(case):
+    """Whether a case is a lookup in a table of only as many rows as it looks up."""
+    dims = dict(case.dims)
+    return case.op.startswith("embedding") and dims["V"] == dims["N"] * dims["T"]
+
+
 @pytest.mark.parametrize("name", models.names())
 def test_the_recorded_layers_are_exactly_those_of_the_article(name):
     variants = [models.load(name), *([models.load(name, ngrams=1)] if name == "imdb_fasttext" else [])]
-    wanted = {c for model in variants for c in attribution.wanted(model) if not c.is_model}
+    wanted = {c for model in variants for c in attribution.wanted(model) if not c.is_model and not in_small(c)}
     layers = {(c.op, c.dims, c.options) for c in wanted if c.op in contract.MEASURED}
     assert layers == {
         (c.op, c.dims, c.options)
@@ -145,6 +151,33 @@ def test_names_tell_layers_of_one_op_apart():
     assert len(set(names.values())) == len(names)
     assert "softmax_cross_entropy" in names.values()
     assert "dense N128 I512 O10" in names.values()
+
+
+def test_a_table_is_differentiated_as_the_step_does_it(read):
+    wanted = attribution.wanted(models.load("imdb_fasttext", ngrams=1), 2)
+    lookups = {(in_small(c), c.direction): c.id for c in wanted if c.op == "embedding_average"}
+    assert len(lookups) == 4
+    times = dict.fromkeys((c.id for c in wanted), 1e-6)
+    for key, seconds in (
+        ((False, "forward"), 5e-4),
+        ((False, "forward_backward"), 9e-3),
+        ((True, "forward"), 3e-4),
+        ((True, "forward_backward"), 1e-3),
+    ):
+        times[lookups[key]] = seconds
+    table = [[times[c.id]] * 2 for c in wanted]
+    lines = list(example.records(TARGETS, [c.id for c in wanted], table, rounds=5, spread=1e-6))
+    found = attribution.explain(read(lines), "torch", "tensorflow")  # from before it was recorded
+    assert not found.missing
+    for line in lines:
+        if line["record"] == "build" and line["case"] == wanted[0].id:
+            line["by_rows"] = line["target"] == "torch"
+    found = attribution.explain(read(lines), "torch", "tensorflow")
+    ((forward, backward),) = [[t for t in found.terms if t.name == "embedding_average"]]
+    assert [t.value for t in (forward.first, forward.second)] == pytest.approx([5e-4, 5e-4], rel=0.01)
+    assert [t.value for t in (backward.first, backward.second)] == pytest.approx([7e-4, 8.5e-3], rel=0.01)
+    fusion = (found.fusion.first.value, found.fusion.second.value)
+    assert fusion == pytest.approx((1e-6 - 9e-3, 1e-6 - 9e-3), rel=0.01)  # tables as a whole, on both
 
 
 # ------------------------------------------------------------------------------------------------------ what is missing

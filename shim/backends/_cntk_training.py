@@ -117,7 +117,7 @@ class Trainer:
         self._parameters = {name: graph.shared(w) for name, w in self._weights.items()}
         self._trained = models.trained(model, self._weights)
         names = tables_by_rows(model, params, optimizer)
-        self._tables = {name: self._weights[name] for name in names}
+        self._tables, self.by_rows = {name: self._weights[name] for name in names}, bool(names)
         self._gradients = {name: np.zeros_like(self._weights[name]) for name in self._trained if name not in names}
         self._slots = {self._parameters[name]: graph.lent(g) for name, g in self._gradients.items()}
         self._states = {name: optimizers.init(optimizer, self._weights[name]) for name in self._trained}

@@ -110,8 +110,8 @@ class Trainer:
         def draw(x, *, rate=0.0):
             return programs.call("dropout", x, rate=rate, generator=self._generator) if rate else x
 
-        lookups = {}
-        if tables_by_rows(model, params, optimizer):
+        lookups, self.by_rows = {}, bool(tables_by_rows(model, params, optimizer))
+        if self.by_rows:
             for name in ("embedding", "embedding_average"):
                 lookups[name] = functools.partial(programs.call, name, table_gradient="rows")
         dropout = draw if model.dropout else _identity

@@ -78,6 +78,7 @@ class Trainer:
         self._backend, self._trained = backend, models.trained(model, params)
         slots = {name: optimizers.init(optimizer, params[name]) for name in self._trained}
         self._tables = tables = models.tables_by_rows(model, params, optimizer)
+        self.by_rows = bool(tables)
         with_rows = models.with_rows(model, optimizer)
         key = jax.random.key(seed)
         inference = bare_ops(backend, dropout=_identity)

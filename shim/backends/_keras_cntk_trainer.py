@@ -123,6 +123,8 @@ def _is_dropout(node):
 class Trainer:
     """A compiled model. CNTK's generators cannot be read: each ``state`` and ``restore`` sows those of dropout anew."""
 
+    by_rows = False
+
     def __init__(self, backend, description, params, optimizer, seed):
         for value in params.values():
             check_dtype(value.dtype)

@@ -91,7 +91,8 @@ class Trainer:
         self._dtype = dtype(next(iter(params.values())))
         check_dtype(self._dtype)
         keras.config.set_floatx(self._dtype)
-        keras_optimizer = _optimizer(optimizer, models.with_rows(description, optimizer))
+        self.by_rows = models.with_rows(description, optimizer)
+        keras_optimizer = _optimizer(optimizer, self.by_rows)
         heads = description.loss if isinstance(description.loss, tuple) else [(description.loss, None)]
         self._heads = len(heads)
         self._weights = {name: Weight(np.array(value)) for name, value in params.items()}

@@ -26,8 +26,8 @@ class Trainer:
 
     def __init__(self, backend, model, params, optimizer, mode, seed):
         self._backend, self._model, self._optimizer, self._mode, self._seed = backend, model, optimizer, mode, seed
-        by_rows = models.with_rows(model, optimizer)
-        self._tables = models.tables_by_rows(model, params, optimizer) if by_rows else []
+        self.by_rows = models.with_rows(model, optimizer)
+        self._tables = models.tables_by_rows(model, params, optimizer) if self.by_rows else []
         self._trained = models.trained(model, params)
         self._params = {name: tf.Variable(value, trainable=name in self._trained) for name, value in params.items()}
         self._slots = {name: _tensorflow_optimizers.slots(optimizer, params[name]) for name in self._trained}

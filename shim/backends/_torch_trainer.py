@@ -98,6 +98,7 @@ class Trainer:
         self._kernel = _kernel(optimizer, list(self._trained.values()))
         self._with_rows, self._dense = models.with_rows(model, optimizer), {}
         self._tables = [self._params[name] for name in models.tables_by_rows(model, params, optimizer)]
+        self.by_rows = bool(self._tables)
         lookups = {"embedding": _embedding, "embedding_average": _embedding_average} if self._tables else {}
         if compiled:  # inductor does not compile sparse gradients
             lookups = {name: torch.compiler.disable(lookup) for name, lookup in lookups.items()}

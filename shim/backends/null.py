@@ -55,6 +55,8 @@ def forward_backward(op, options, mode, first=True):
 
 
 class _Trainer:
+    by_rows = False
+
     def __init__(self, params):
         self._params = {name: np.array(value) for name, value in params.items()}
 

@@ -3,9 +3,10 @@
 The ops that a training step calls are recorded from the model and timed one by one, in the same interleaved run as the
 step and the optimizer alone. Each of these times contains the cost of being called at all, so that of an empty call is
 taken off every part and counted once. Of a contestant that compiles a model as a whole, all ops of a batch are also
-timed as one program: what that takes beyond the ops compiled apart, mostly less, is *fusion*. What the parts do not add
-up to is the *residual*: caches that are warm in a step and cold alone or the other way round, and whatever a framework
-does between the parts.
+timed as one program: what that takes beyond the ops compiled apart, mostly less, is *fusion*. Where a step
+differentiates a table by the rows that a batch looks up, the backward pass is that of a table of as many rows. What the
+parts do not add up to is the *residual*: caches that are warm in a step and cold alone or the other way round, and
+whatever a framework does between the parts.
 """
 
 from __future__ import annotations
@@ -92,15 +93,17 @@ class Explanation:
 
 def wanted(model: models.Model, size: int | None = None, dtype: str = "float32") -> list[cases.Case]:
     """Return the cases that an explanation of a model needs, the training step first; ``size`` is that of the batch."""
-    return _wanted(model, models.record(model, "forward_backward", size, dtype), size, dtype)
+    return _wanted(model, models.record(model, "forward_backward", size, dtype), size, dtype, (False, True))
 
 
-def _wanted(model: models.Model, recorded: Sequence[cases.Case], size: int | None, dtype: str) -> list[cases.Case]:
+def _wanted(
+    model: models.Model, recorded: Sequence[cases.Case], size: int | None, dtype: str, ways: Sequence[bool]
+) -> list[cases.Case]:
     whole = [
         cases.of_model(model.name, direction, size, dtype, dict(model.options))
         for direction in (cases.TRAIN_STEP, cases.OPTIMIZER_STEP, cases.GRADIENTS)
     ]
-    ops = [case for op in recorded for case in (_forward(op), op)]
+    ops = [case for op in recorded for by_rows in ways for case in _passes(op, by_rows)]
     return list(dict.fromkeys([*whole, *_empty(dtype).values(), *ops]))
 
 
@@ -112,6 +115,15 @@ def all_parts(run: Any) -> Sequence[str]:
 
 def _forward(case: cases.Case) -> cases.Case:
     return cases.case(case.op, "forward", dict(case.dims), case.dtype, **dict(case.options))
+
+
+def _passes(case: cases.Case, by_rows: bool) -> tuple[cases.Case, cases.Case]:
+    """Return the cases whose difference is the backward pass of an op: forward, and with gradients."""
+    dims = dict(case.dims)
+    if by_rows and case.op.startswith("embedding"):
+        dims["V"] = min(dims["V"], dims["N"] * dims["T"])
+        case = cases.case(case.op, case.direction, dims, case.dtype, **dict(case.options))
+    return _forward(case), case
 
 
 def _empty(dtype: str) -> dict[str, cases.Case]:
@@ -133,7 +145,8 @@ def explain(run: Any, first: str, second: str) -> Explanation:
     size = dict(step.dims)["N"]
     recorded = models.record(model, "forward_backward", size, step.dtype)
     whole, missing = [], []
-    parts_of_step = _wanted(model, recorded, size, step.dtype)
+    by_rows = [_by_rows(run, step, name) for name in (first, second)]
+    parts_of_step = _wanted(model, recorded, size, step.dtype, sorted({False, *by_rows}))
     (fused,) = (case for case in parts_of_step if case.direction == cases.GRADIENTS)
     for case in parts_of_step:
         if case == fused:
@@ -154,13 +167,12 @@ def explain(run: Any, first: str, second: str) -> Explanation:
     if not rounds:
         raise ValueError(f"{run.path} has no round in which everything was timed on {first} and {second}")
     times = {key: effects.median(samples[key], rounds) for key in keys}
-    parts = [
-        list(_parts(model, recorded, {c: times[c.id, name] for c in [*whole, fused] if (c.id, name) in times}))
-        for name in (first, second)
-    ]
+    found = [{c: times[c.id, name] for c in [*whole, fused] if (c.id, name) in times} for name in (first, second)]
+    parts = [list(_parts(model, recorded, *each)) for each in zip(found, by_rows, strict=True)]
     if len(unfused) < 2:
-        together = [times.get((fused.id, name)) for name in (first, second)]
-        parts = [_with_fusion(found, fused, effect) for found, effect in zip(parts, together, strict=True)]
+        whole_tables = [list(_parts(model, recorded, each, by_rows=False)) for each in found]
+        together = [each.get(fused) for each in found]
+        parts = [_with_fusion(*each, fused) for each in zip(parts, whole_tables, together, strict=True)]
     steps = [times[step.id, name] for name in (first, second)]
     return Explanation(
         model=model.label,
@@ -193,7 +205,16 @@ def _reason(run: Any, case: cases.Case, name: str | None = None) -> str:
     return str(reasons[0]) if reasons else "it was not measured"
 
 
-def _parts(model: models.Model, recorded: Sequence[cases.Case], times: Mapping[cases.Case, Effect]) -> Iterator[_Part]:
+def _by_rows(run: Any, step: cases.Case, name: str) -> bool:
+    """Return whether a contestant's step differentiates tables by rows; runs from before this was recorded say no."""
+    named = statistics.labels(run)
+    builds = [b for b in run.builds if b["case"] == step.id and named[b["target"], b["mode"]] == name]
+    return any(build.get("by_rows", False) for build in builds)
+
+
+def _parts(
+    model: models.Model, recorded: Sequence[cases.Case], times: Mapping[cases.Case, Effect], by_rows: bool
+) -> Iterator[_Part]:
     """Yield the parts of a step on one backend, the cost of the call taken off."""
     empty = _empty(recorded[0].dtype)
     call, call_with_gradients = (times.get(empty[direction]) for direction in ("forward", "forward_backward"))
@@ -202,22 +223,29 @@ def _parts(model: models.Model, recorded: Sequence[cases.Case], times: Mapping[c
     counts = Counter(recorded)
     names = _names(list(counts))
     for case, count in counts.items():
-        forward, both = times.get(_forward(case)), times.get(case)
-        if forward is None or both is None:
+        without, with_gradients = _passes(case, by_rows)
+        forward, before, both = times.get(_forward(case)), times.get(without), times.get(with_gradients)
+        if forward is None or before is None or both is None:
             continue
         yield names[case], "forward", count, (forward - call) * count, _forward(case).id
         if case.direction != "forward":
-            yield names[case], "backward", count, (both - forward - call_with_gradients + call) * count, case.id
+            backward = both - before - call_with_gradients + call
+            yield names[case], "backward", count, backward * count, with_gradients.id
     optimizer = next((case for case in times if case.direction == cases.OPTIMIZER_STEP), None)
     if optimizer is not None:
         yield model.optimizer.name, "optimizer", 1, times[optimizer] - call, optimizer.id
     yield "the call itself", "call", 1, call_with_gradients, empty["forward_backward"].id
 
 
-def _with_fusion(parts: Sequence[_Part], fused: cases.Case, together: Effect | None) -> list[_Part]:
-    """Return the parts with what compiling all ops as one program changes; nothing where there is no such program."""
+def _with_fusion(
+    parts: Sequence[_Part], whole_tables: Sequence[_Part], together: Effect | None, fused: cases.Case
+) -> list[_Part]:
+    """Return the parts with what compiling all ops as one program changes; nothing where there is no such program.
+
+    That program differentiates tables as a whole, and so are they in the ops that it is compared with.
+    """
     *ops, call = [part for part in parts if part[1] != "optimizer"]
-    apart = effects.total(part[3] for part in (*ops, call))
+    apart = effects.total(part[3] for part in whole_tables if part[1] != "optimizer")
     fusion = apart * 0 if together is None else together - apart
     return [
         *ops,

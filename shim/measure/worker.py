@@ -106,11 +106,13 @@ class Session:
         except Exception as error:
             raise Failed("parity", error) from error
         self.checked[case, mode] = prepared
+        rows = {"by_rows": prepared.run.by_rows} if parsed.trains else {}
         return {
             "build_seconds": prepared.build_seconds,
             "first_call_seconds": prepared.first_call_seconds,
             "implementation": implementation,
             "parity": passed,
+            **rows,
         }
 
     def calibrate(self, case: str, mode: str, block_seconds: float) -> dict[str, Any]:
