@@ -169,6 +169,7 @@ def test_a_table_is_differentiated_as_the_step_does_it(read):
     lines = list(example.records(TARGETS, [c.id for c in wanted], table, rounds=5, spread=1e-6))
     found = attribution.explain(read(lines), "torch", "tensorflow")  # from before it was recorded
     assert not found.missing
+    assert not any("lays out" in sentence for sentence in explanation.sentences(found))
     for line in lines:
         if line["record"] == "build" and line["case"] == wanted[0].id:
             line["by_rows"] = line["target"] == "torch"
@@ -176,6 +177,8 @@ def test_a_table_is_differentiated_as_the_step_does_it(read):
     ((forward, backward),) = [[t for t in found.terms if t.name == "embedding_average"]]
     assert [t.value for t in (forward.first, forward.second)] == pytest.approx([5e-4, 5e-4], rel=0.01)
     assert [t.value for t in (backward.first, backward.second)] == pytest.approx([7e-4, 8.5e-3], rel=0.01)
+    told = "torch differentiates tables by the rows that a batch looks up, tensorflow lays out all of their gradient."
+    assert told in list(explanation.sentences(found))
     fusion = (found.fusion.first.value, found.fusion.second.value)
     assert fusion == pytest.approx((1e-6 - 9e-3, 1e-6 - 9e-3), rel=0.01)  # tables as a whole, on both
 

@@ -51,7 +51,8 @@ class Explanation:
 
     ``ratio`` is the time of the second divided by that of the first, with its verdict on the second.
     ``missing`` names parts that could not be timed on both, which are then in the residual, with the reason.
-    ``unfused`` maps contestants without fusion to the reason.
+    ``unfused`` maps contestants without fusion to the reason; ``by_rows`` are those whose step differentiates tables by
+    the rows that a batch looks up.
     """
 
     model: str
@@ -63,6 +64,7 @@ class Explanation:
     terms: tuple[Term, ...]
     missing: tuple[str, ...]
     unfused: Mapping[str, str]
+    by_rows: tuple[str, ...]
     rounds: int
 
     @property
@@ -145,8 +147,8 @@ def explain(run: Any, first: str, second: str) -> Explanation:
     size = dict(step.dims)["N"]
     recorded = models.record(model, "forward_backward", size, step.dtype)
     whole, missing = [], []
-    by_rows = [_by_rows(run, step, name) for name in (first, second)]
-    parts_of_step = _wanted(model, recorded, size, step.dtype, sorted({False, *by_rows}))
+    by_rows = tuple(name for name in (first, second) if _by_rows(run, step, name))
+    parts_of_step = _wanted(model, recorded, size, step.dtype, (False, True) if by_rows else (False,))
     (fused,) = (case for case in parts_of_step if case.direction == cases.GRADIENTS)
     for case in parts_of_step:
         if case == fused:
@@ -168,7 +170,7 @@ def explain(run: Any, first: str, second: str) -> Explanation:
         raise ValueError(f"{run.path} has no round in which everything was timed on {first} and {second}")
     times = {key: effects.median(samples[key], rounds) for key in keys}
     found = [{c: times[c.id, name] for c in [*whole, fused] if (c.id, name) in times} for name in (first, second)]
-    parts = [list(_parts(model, recorded, *each)) for each in zip(found, by_rows, strict=True)]
+    parts = [list(_parts(model, recorded, found[k], name in by_rows)) for k, name in enumerate((first, second))]
     if len(unfused) < 2:
         whole_tables = [list(_parts(model, recorded, each, by_rows=False)) for each in found]
         together = [each.get(fused) for each in found]
@@ -184,6 +186,7 @@ def explain(run: Any, first: str, second: str) -> Explanation:
         terms=tuple(_terms(parts, steps, step)),
         missing=tuple(missing),
         unfused=unfused,
+        by_rows=by_rows,
         rounds=len(rounds),
     )
 

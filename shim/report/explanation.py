@@ -37,6 +37,12 @@ def sentences(e: Explanation) -> Iterator[str]:
         )
         yield from _shares(e, fast)
     yield from fusion(e)
+    if len(e.by_rows) == 1:
+        other = second if e.by_rows[0] == e.first else first
+        yield (
+            f"{words.line(e.by_rows[0], 60)} differentiates tables by the rows that a batch looks up, "
+            f"{other} lays out all of their gradient."
+        )
     rest = e.residual
     yield (
         f"The parts timed alone leave {words.duration(abs(rest.gap.value))} of the gap unexplained, "
@@ -171,6 +177,7 @@ def as_json(e: Explanation) -> dict[str, Any]:
             ],
             "missing": e.missing,
             "unfused": dict(e.unfused),
+            "by_rows": e.by_rows,
             "rounds": e.rounds,
         }
     )
