@@ -61,8 +61,9 @@ site: $(TOOL)  ## Write the newest runs as one site, joined with asv's pages whe
 
 test: lint types test-tool test-suites test-smoke test-asv  ## Run lint, types, tests, a smoke comparison and asv
 
-# Those that time nothing, so that some may run at once. Threads that spin while they wait would take the CPU from the others.
-SUITES := test-backends test-cuda $(if $(filter cntk,$(TARGETS)),test-cntk)
+# Those that time nothing, so that some may run at once, the longest first. Threads that spin while they wait would take the
+# CPU from the others.
+SUITES := test-cuda test-backends $(if $(filter cntk,$(TARGETS)),test-cntk)
 test-suites: env
 ifeq ($(JOBS),1)
 	@$(MAKE) --no-print-directory $(SUITES)
