@@ -12,7 +12,7 @@ from shim.backends import _cntk_graph as graph
 from shim.backends._cntk_graph import C
 from shim.backends._handwritten import Rows
 from shim.backends._state import pack, refill
-from shim.backends._updates import tables_by_rows, update
+from shim.backends._updates import rows_in_use, tables_by_rows, update
 from shim.models import optimizers
 from shim.protocol import bare_ops
 
@@ -148,6 +148,7 @@ class Trainer:
 
     def updater(self, gradients):
         arrays = {name: np.array(gradients[name], order="C") for name in self._trained}
+        arrays |= {name: rows_in_use(arrays[name]) for name in self._tables}
 
         def call():
             self._update(arrays)

@@ -13,7 +13,7 @@ from shim import contract, models
 from shim.backends._handwritten import Workspace
 from shim.backends._state import pack, refill
 from shim.backends._tape import Tape, Variable
-from shim.backends._updates import tables_by_rows
+from shim.backends._updates import rows_in_use, tables_by_rows
 from shim.models import optimizers
 from shim.protocol import bare_ops, op
 
@@ -110,7 +110,8 @@ class Trainer:
         def draw(x, *, rate=0.0):
             return programs.call("dropout", x, rate=rate, generator=self._generator) if rate else x
 
-        lookups, self.by_rows = {}, bool(tables_by_rows(model, params, optimizer))
+        lookups, self._tables = {}, tables_by_rows(model, params, optimizer)
+        self.by_rows = bool(self._tables)
         if self.by_rows:
             for name in ("embedding", "embedding_average"):
                 lookups[name] = functools.partial(programs.call, name, table_gradient="rows")
@@ -143,7 +144,11 @@ class Trainer:
             self._programs.update(self._optimizer, self._xp, self._count, self._params[name], g, self._states[name])
 
     def updater(self, gradients):
-        arrays = [self._backend.to_device(gradients[name]) for name in self._trained]
+        to_device = self._backend.to_device
+        arrays = [
+            rows_in_use(gradients[name], to_device) if name in self._tables else to_device(gradients[name])
+            for name in self._trained
+        ]
 
         def call():
             self._update(arrays)

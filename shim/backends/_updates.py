@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from shim import models
 from shim.backends._handwritten import Rows
 from shim.models import optimizers
@@ -13,6 +15,12 @@ def tables_by_rows(model, params, optimizer):
     """Return the names of the tables whose gradients are :class:`Rows`, if :func:`update` takes such."""
     taken = models.with_rows(model, optimizer) or optimizer.name == "adam"
     return models.tables_by_rows(model, params, optimizer) if taken else []
+
+
+def rows_in_use(gradient, to_device=np.asarray):
+    """Return the rows of a NumPy gradient that are not zero, as :class:`Rows` on a device."""
+    ids = np.flatnonzero(gradient.any(axis=1))
+    return Rows([(to_device(ids), to_device(gradient[ids]))])
 
 
 def update(optimizer, xp, step, p, g, states):

@@ -163,12 +163,21 @@ def weighted(losses: Sequence[tuple[Any, float]]) -> Any:
 
 
 def gradients(model: Model, params: Mapping[str, np.ndarray], seed: int = 0) -> dict[str, np.ndarray]:
-    """Draw small gradients for the trained weights, to try an optimizer on."""
+    """Draw small gradients for the trained weights, to try an optimizer on.
+
+    That of a table is zero outside as many rows as a batch looks up.
+    """
     rng = np.random.default_rng(seed)
-    return {
+    found = {
         name: (1e-2 * rng.standard_normal(params[name].shape, np.float32)).astype(params[name].dtype)
         for name in trained(model, params)
     }
+    for name, rows in _lookups(model, params).items():
+        if name in found and len(found[name]) > rows:
+            at_rest = np.ones(len(found[name]), bool)
+            at_rest[rng.choice(len(at_rest), rows, replace=False)] = False
+            found[name][at_rest] = 0
+    return found
 
 
 @dataclass(frozen=True)
@@ -211,13 +220,19 @@ def tables_by_rows(model: Model, params: Mapping[str, np.ndarray], optimizer: Op
     one of them has more rows than a batch looks up: its dense gradient is mostly zeros, and laying that out anew at
     each step would take longer than the optimizer.
     """
-    lookups: dict[str | None, int] = {}
-    for entry, args, _ in _calls(model, params):
-        if entry.name.startswith("embedding"):
-            lookups[args[1].name] = lookups.get(args[1].name, 0) + math.prod(args[0].shape)
+    lookups = _lookups(model, params)
     tables = [name for name in trained(model, params) if name in lookups]
     large = any(len(params[name]) > lookups[name] for name in tables)
     return tables if with_rows(model, optimizer) or large else []
+
+
+def _lookups(model: Model, params: Mapping[str, np.ndarray]) -> dict[str | None, int]:
+    """Return how many rows of each table a batch looks up, by the table's name."""
+    found: dict[str | None, int] = {}
+    for entry, args, _ in _calls(model, params):
+        if entry.name.startswith("embedding"):
+            found[args[1].name] = found.get(args[1].name, 0) + math.prod(args[0].shape)
+    return found
 
 
 def _calls(
