@@ -31,7 +31,7 @@ SHORTER = {
     ".venv/bin/shim causes": ["numpy-threads", "--rounds", "1"],
     ".venv/bin/shim explain": ["--rounds", "1"],
     ".venv/bin/shim map dense": ["--backends", "numpy", "--budget", "5"],
-    ".venv/bin/shim map lstm": ["--backends", "torch", "--budget", "5"],
+    ".venv/bin/shim map lstm": ["--backends", "torch", "--direction", "forward", "--budget", "5"],
 }
 #: What needs a GPU says so without one.
 REFUSED = {".venv/bin/shim check cupy": "cupy"}
