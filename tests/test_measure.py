@@ -299,6 +299,19 @@ def test_after_eight_rounds_only_cases_with_wide_intervals_go_on(fakes, monkeypa
     assert run.complete
 
 
+@pytest.mark.parametrize(("waiting", "played"), [(0, 2), (200, 4)])
+def test_time_for_waiting_that_was_not_needed_goes_into_spare_rounds(fakes, monkeypatch, waiting, played):
+    monkeypatch.setattr(bench, "DEFAULTS", BRIEF | {"rounds": 2, "spare_rounds": 2})
+    monkeypatch.setattr(rounds, "WAITING", waiting)  # seconds for each of the 0.06 that are timed
+    progress = Progress()
+    run = bench.run(fakes / "run.jsonl", targets=["good", "slow", "noisy"], cases=[FORWARD], progress=progress)
+    assert cases_of_rounds(run) == [[FORWARD.id]] * played
+    assert run.complete
+    assert bench.resume(run.path).rounds == run.rounds
+    run = bench.run(fakes / "asked.jsonl", targets=["good", "slow"], cases=[FORWARD], **BRIEF)
+    assert cases_of_rounds(run) == [[FORWARD.id]] * 2
+
+
 def test_a_contestant_whose_ratio_is_known_sits_out(fakes, monkeypatch):
     known = []
 

@@ -160,7 +160,8 @@ def explain(run: Any, first: str, second: str) -> Explanation:
             missing.append(f"{case} on {' and '.join(lacking)}: {_reason(run, case)}")
         else:
             whole.append(case)
-    unfused = {name: _reason(run, fused, name) for name in (first, second) if (fused.id, name) not in samples}
+    unfused = dict.fromkeys(by_rows, "that one program differentiates tables as a whole, its step by rows")
+    unfused |= {name: _reason(run, fused, name) for name in (first, second) if (fused.id, name) not in samples}
     if any(case not in whole and not case.is_model for case in parts_of_step):  # fusion would hold what they take
         unfused = {name: unfused.get(name, "not all of its ops were timed on both") for name in (first, second)}
     keys = [(case.id, name) for case in whole for name in (first, second)]
@@ -172,9 +173,8 @@ def explain(run: Any, first: str, second: str) -> Explanation:
     found = [{c: times[c.id, name] for c in [*whole, fused] if (c.id, name) in times} for name in (first, second)]
     parts = [list(_parts(model, recorded, found[k], name in by_rows)) for k, name in enumerate((first, second))]
     if len(unfused) < 2:
-        whole_tables = [list(_parts(model, recorded, each, by_rows=False)) for each in found]
-        together = [each.get(fused) for each in found]
-        parts = [_with_fusion(*each, fused) for each in zip(parts, whole_tables, together, strict=True)]
+        together = [times.get((fused.id, name)) for name in (first, second)]
+        parts = [_with_fusion(found, fused, effect) for found, effect in zip(parts, together, strict=True)]
     steps = [times[step.id, name] for name in (first, second)]
     return Explanation(
         model=model.label,
@@ -240,15 +240,10 @@ def _parts(
     yield "the call itself", "call", 1, call_with_gradients, empty["forward_backward"].id
 
 
-def _with_fusion(
-    parts: Sequence[_Part], whole_tables: Sequence[_Part], together: Effect | None, fused: cases.Case
-) -> list[_Part]:
-    """Return the parts with what compiling all ops as one program changes; nothing where there is no such program.
-
-    That program differentiates tables as a whole, and so are they in the ops that it is compared with.
-    """
+def _with_fusion(parts: Sequence[_Part], fused: cases.Case, together: Effect | None) -> list[_Part]:
+    """Return the parts with what compiling all ops as one program changes; nothing where there is no such program."""
     *ops, call = [part for part in parts if part[1] != "optimizer"]
-    apart = effects.total(part[3] for part in whole_tables if part[1] != "optimizer")
+    apart = effects.total(part[3] for part in (*ops, call))
     fusion = apart * 0 if together is None else together - apart
     return [
         *ops,

@@ -29,8 +29,9 @@ from shim import settings, statistics
 from shim.measure import machine, runfile
 from shim.measure.rounds import ALONE, Choice, Progress, Rounds, Silent
 
-DEFAULTS = {"rounds": 14, "sweeps": 4, "block_seconds": 0.02}
-QUICK = {"rounds": 2, "sweeps": 2, "block_seconds": 0.02}
+#: Spare rounds are played with the time that a run had for waiting and did not need.
+DEFAULTS = {"rounds": 14, "sweeps": 4, "block_seconds": 0.02, "spare_rounds": 2}
+QUICK = {"rounds": 2, "sweeps": 2, "block_seconds": 0.02, "spare_rounds": 0}
 
 
 class RunInterrupted(RuntimeError):
@@ -76,6 +77,7 @@ def run(
         "rounds": rounds or defaults["rounds"],
         "sweeps": sweeps or defaults["sweeps"],
         "block_seconds": block_seconds or defaults["block_seconds"],
+        "spare_rounds": 0 if rounds or choose else defaults["spare_rounds"],
         "targets": [],
         "cases": list(dict.fromkeys(case.id for case in cases)),
         "threads": threads or len(cpus),
@@ -97,7 +99,7 @@ def run(
         played.open(path, _header(config))
         if not names:
             raise RuntimeError("no backend could be loaded:" + "".join(f"\n  {line}" for line in played.failed))
-        played.play(range(config["rounds"]), choose)
+        played.play(range(config["rounds"] + config["spare_rounds"]), choose)
     return runfile.read(path)
 
 
@@ -121,7 +123,8 @@ def resume(path: Path | str, progress: Progress | None = None) -> runfile.Run:
     with _stoppable(played, path):
         played.open(path, {"record": "resume", "started": _now(), "environment": here})
         whole = {record["round"] for record in found.rounds if record["record"] == "round_end"}
-        played.play([number for number in range(config["rounds"]) if number not in whole])
+        numbers = range(config["rounds"] + config.get("spare_rounds", 0))
+        played.play([number for number in numbers if number not in whole])
     return runfile.read(path)
 
 

@@ -21,6 +21,7 @@ ALONE = 2
 #: while they wait for one another, as those of torch and CNTK do, take ten times as long where they have no CPU each.
 LONG_SECONDS = 2.0
 CEILINGS = 2  # rounds in which the ceilings are measured
+WAITING = 0.75  # seconds that may be spent on waiting for a faster machine, for each second that is timed
 #: Rounds in which all take part in every case. In later ones only those do whose ratio is not yet known to NARROW, half
 #: the length of an interval as a share of the ratio, and the baseline: what differs between processes, only processes
 #: average out. Stopping by width costs no coverage after eight rounds (95 % in simulations, 92 % after six). The fewer
@@ -150,16 +151,24 @@ class Rounds:
         return modes
 
     def play(self, numbers: Sequence[int], choose: Choice | None = None) -> None:
-        """Play these rounds, until none of the cases needs more; ``choose`` may say instead which ones do."""
+        """Play these rounds, until none of the cases needs more; ``choose`` may say instead which ones do.
+
+        Rounds beyond those of the configuration are spare ones.
+        """
         targets = list(dict.fromkeys(entry["target"] for entry in self.config["targets"]))
         pairs = len(self.config["targets"]) * len(self.config["cases"])
         each_target = Counter(entry["target"] for entry in self.config["targets"] for _ in self.config["cases"])
         started = sum(number != self._begun for number in numbers) * len(targets)
         each = pairs * len(numbers) * (PREPARE_STEPS + self.config["sweeps"])
         self.progress.start(started * START_STEPS + each, self._title())
-        waiting = self.config["block_seconds"] * pairs * len(numbers) * self.config["sweeps"]
+        planned = min(len(numbers), self.config["rounds"])
+        waiting = WAITING * self.config["block_seconds"] * pairs * planned * self.config["sweeps"]
         self._pace = pace.Pace(self.config["threads"], self.config["cpus"], waiting, environments.home() / "cache")
+        spare = seconds = 0.0  # of the spare rounds, and of the last round
         for number in numbers:
+            is_spare, begun = number >= self.config["rounds"], monotonic()
+            if is_spare and self._pace.waited + spare + seconds > waiting:
+                break
             if number != self._begun:
                 if choose is None:
                     self._cases, self._only = self._undecided(number)
@@ -188,7 +197,10 @@ class Rounds:
             if number < CEILINGS:
                 self._measure_ceilings()
             self.kill()
-            self.record({"record": "round_end", "round": number, "waited_seconds": self._pace.waited - waited})
+            waited = self._pace.waited - waited
+            self.record({"record": "round_end", "round": number, "waited_seconds": waited})
+            seconds = monotonic() - begun - waited
+            spare += seconds * is_spare
 
     def _play_blocks(self, number: int) -> None:
         entries = {e["label"]: (e["target"], e["mode"]) for e in self.config["targets"]}
@@ -262,7 +274,8 @@ class Rounds:
         self.progress.advance(f"{self._title()}, {text}", steps)
 
     def _title(self) -> str:
-        return f"round {1 + (self._begun or 0)} of {self.config['rounds']}"
+        number, rounds = 1 + (self._begun or 0), self.config["rounds"]
+        return f"round {number} of {rounds}" if number <= rounds else f"spare round {number - rounds}"
 
     def _row(self, target: str, mode: str | None, case: str | None) -> dict[str, Any]:
         row = {"round": self._begun, "target": target, "mode": mode, "case": case}
