@@ -303,8 +303,7 @@ def test_after_eight_rounds_only_cases_with_wide_intervals_go_on(fakes, monkeypa
 def test_time_for_waiting_that_was_not_needed_goes_into_spare_rounds(fakes, monkeypatch, waiting, played):
     monkeypatch.setattr(bench, "DEFAULTS", BRIEF | {"rounds": 2, "spare_rounds": 2})
     monkeypatch.setattr(rounds, "WAITING", waiting)  # seconds for each of the 0.06 that are timed
-    progress = Progress()
-    run = bench.run(fakes / "run.jsonl", targets=["good", "slow", "noisy"], cases=[FORWARD], progress=progress)
+    run = bench.run(fakes / "run.jsonl", targets=["good", "slow", "noisy"], cases=[FORWARD])
     assert cases_of_rounds(run) == [[FORWARD.id]] * played
     assert run.complete
     assert bench.resume(run.path).rounds == run.rounds

@@ -147,8 +147,10 @@ class Trainer:
             update(self._optimizer, np, self._count, self._weights[name], gradient, self._states[name])
 
     def updater(self, gradients):
-        arrays = {name: np.array(gradients[name], order="C") for name in self._trained}
-        arrays |= {name: rows_in_use(arrays[name]) for name in self._tables}
+        arrays = {
+            name: rows_in_use(gradients[name]) if name in self._tables else np.array(gradients[name], order="C")
+            for name in self._trained
+        }
 
         def call():
             self._update(arrays)

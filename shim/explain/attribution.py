@@ -170,8 +170,10 @@ def explain(run: Any, first: str, second: str) -> Explanation:
     if not rounds:
         raise ValueError(f"{run.path} has no round in which everything was timed on {first} and {second}")
     times = {key: effects.median(samples[key], rounds) for key in keys}
-    found = [{c: times[c.id, name] for c in [*whole, fused] if (c.id, name) in times} for name in (first, second)]
-    parts = [list(_parts(model, recorded, found[k], name in by_rows)) for k, name in enumerate((first, second))]
+    parts = []
+    for name in (first, second):
+        own = {case: times[case.id, name] for case in [*whole, fused] if (case.id, name) in times}
+        parts.append(list(_parts(model, recorded, own, name in by_rows)))
     if len(unfused) < 2:
         together = [times.get((fused.id, name)) for name in (first, second)]
         parts = [_with_fusion(found, fused, effect) for found, effect in zip(parts, together, strict=True)]
