@@ -35,10 +35,14 @@ class Trainer:
         self.step = backend.built(self._step_on_rows if self._tables else self._step, "graph" if self._tables else mode)
         self.evaluate = backend.built(self._evaluate, mode)
         self.predict = backend.built(self._predict, mode)
-        self._between = tf.function(self._step, autograph=False, jit_compile=mode == "xla")
+        self._between = tf.function(self._step_with, autograph=False, jit_compile=mode == "xla")
 
-    def _step(self, x, labels, rows=()):
-        """Take a step on all weights but the tables if their ``rows`` are given, and return its loss too then."""
+    def _step(self, x, labels):
+        # Not a default for rows: a concrete function would fail to bind its arguments on each call, which costs 2 ms.
+        return self._step_with(x, labels, [])
+
+    def _step_with(self, x, labels, rows):
+        """Take a step on all weights; if ``rows`` of the tables are given, not on these, and return their gradients."""
         places, names, moved = itertools.count(), iter(self._model.moments), []
 
         def drop(x, *, rate=0.0):
