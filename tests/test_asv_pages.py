@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import math
 import re
 from pathlib import Path
@@ -14,7 +15,8 @@ import numpy as np
 import pytest
 from asv import util
 
-from tools import asv_comparison, asv_offline
+from shim.report import colours
+from tools import asv_colours, asv_comparison, asv_offline
 
 INDEX = (Path(asv.__file__).parent / "www" / "index.html").read_text(encoding="utf-8")
 
@@ -120,6 +122,16 @@ def test_everything_on_the_page_is_escaped(monkeypatch):
     assert "<script" not in page
     assert page.count("&lt;script&gt;") >= 3  # project, machine, case
     assert 'href="index.html#b.f?p-case=%27dense%27"' in page
+
+
+def test_the_colours_of_asvs_plots_are_those_of_the_report():
+    script = asv_colours.script(["numpy", "keras-jax", HOSTILE])
+    (found,) = re.findall(r"colours = (\{.*?\}),", script)
+    assert {name: json.loads(found)[name] for name in ("numpy", "keras-jax")} == {
+        "numpy": colours.BACKENDS["numpy"][0],
+        "keras-jax": colours.BACKENDS["jax"][0],
+    }
+    assert script.count("<script") == script.count("</script") == 1
 
 
 def test_a_page_without_results_says_how_to_get_some():

@@ -20,6 +20,7 @@ from test_report_browser import BROWSERS, Visit
 
 from benchmarks import common
 from shim import environments
+from shim.report import colours
 
 ROOT = Path(__file__).parents[1]
 SMALL = ("--bench", "dense/forward/N5-", "--bench", "Harness", "--bench", "timeraw_shim")
@@ -137,6 +138,10 @@ def test_a_plot_opens_without_network(visit):
     plot = visit("index.html#bench_ops.Dense.timeop_dense")
     assert "flot-base" in plot  # the canvas that Flot draws on
     assert "backend-numpy" in plot
+    legend = re.findall(r"border:5px solid (rgba?\([^)]*\)).*?backend-'?([a-z-]+)", plot)
+    assert "numpy" in {backend for _, backend in legend}
+    drawn = {backend: [int(n) for n in re.findall(r"\d+", colour)[:3]] for colour, backend in legend}
+    assert drawn == {backend: list(bytes.fromhex(colours.BACKENDS[backend][0][1:])) for backend in drawn}
 
 
 def test_the_backends_page_has_times_and_versions(visit):

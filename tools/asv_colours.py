@@ -1,8 +1,8 @@
 """The project's colours in asv's own plots, which otherwise number their lines: each backend has one colour everywhere.
 
-asv draws with Flot's ``$.plot``. A script at the end of its index page stands in front of that function and colours each
-line by the backend in its label, or by the only backend that the address asks for. Lines of one backend for several
-cases have its colour, from one to the next more transparent.
+asv draws with Flot's ``$.plot``. A script at the end of its index page stands in front of that function and colours
+each line by the backend in its label, or by the only backend that the address asks for. Lines of one backend for
+several cases have its colour, from one to the next more transparent.
 """
 
 from __future__ import annotations

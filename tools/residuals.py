@@ -8,8 +8,8 @@ open, as a share of the slower step.
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
 from shim import models, trace
@@ -80,6 +80,8 @@ def main(folder: Path, names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        sys.exit(__doc__)
-    main(Path(sys.argv[1]), sys.argv[2:] or list(models.names()))
+    parser = argparse.ArgumentParser("python -m tools.residuals", description=__doc__.partition(":")[0] + ".")
+    parser.add_argument("folder", type=Path, help="for the runs; what is in it is not measured again")
+    parser.add_argument("model", nargs="*", default=models.names(), help="default: all seven, in half an hour")
+    given = parser.parse_args()
+    main(given.folder, list(given.model))

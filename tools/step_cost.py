@@ -11,12 +11,12 @@ Two questions, asked of each backend in a process of its own, with everything in
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import os
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -88,14 +88,13 @@ def measure(target: str) -> dict[str, Any]:
     return times | _medians({"adam": _steps(target, "imdb_fasttext"), "stream": lambda: stream(arrays)}, 2)
 
 
-def main() -> None:
+def main(targets: list[str]) -> None:
     from rich.console import Console
     from rich.progress import track
     from rich.table import Table
 
     from shim import environments
 
-    targets = sys.argv[1:] or ["numpy", "torch", "torch:compile", "jax", "tensorflow", "tensorflow:xla", "cntk"]
     table = Table(
         "backend", "Adam, ms", "stream, ms", "ratio", "rows: 20,000, ms", "same, ms", "ratio", "own, ms", "ratio"
     )
@@ -111,7 +110,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--worker"]:
-        print(json.dumps(measure(sys.argv[2])))
-    else:
-        main()
+    parser = argparse.ArgumentParser("python -m tools.step_cost", description=__doc__.partition(":")[0] + ".")
+    default = ("numpy", "torch", "torch:compile", "jax", "tensorflow", "tensorflow:xla", "cntk")
+    parser.add_argument("backend", nargs="*", default=default, help=f"default: {' '.join(default)}")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    print(json.dumps(measure(given.worker))) if given.worker else main(list(given.backend))

@@ -92,9 +92,12 @@ def lent(value):
     return _Value(_NDArrayView(value, CPU, False, True))
 
 
-def variable(shape, dtype, is_float=True):
-    """Return an input without dynamic axes: its shape is that of the array, batch included."""
-    return C.input_variable(shape, dtype=dtype.type, dynamic_axes=[], needs_gradient=is_float)
+def variable(shape, dtype, needs_gradient=False):
+    """Return an input without dynamic axes: its shape is that of the array, batch included.
+
+    CNTK computes the gradient of each input that needs one, also of those that nobody asks for.
+    """
+    return C.input_variable(shape, dtype=dtype.type, dynamic_axes=[], needs_gradient=needs_gradient)
 
 
 def batched(function, x):

@@ -38,11 +38,11 @@ class _Batch:
         self._limits = {}
         ops = SimpleNamespace(**{name: self._recorded(contract.op(name), f) for name, f in vars(ops).items()})
         params = {name: Symbol(p) for name, p in parameters.items()}
-        self._x = _input(x, dtype)
+        self._x = graph.variable(x.shape, dtype)
         if labels is None:
             self.logits = models.logits(model, ops, params, Symbol(self._x)).node
             return
-        self.labels = _input(labels, dtype)
+        self.labels = graph.variable(labels.shape, dtype)
         logits, losses = models.losses(model, ops, params, Symbol(self._x), Symbol(self.labels))
         nodes = [(loss.node, weight) for loss, weight in losses]
         self.logits, self.loss, self.total = logits.node, nodes[0][0], models.weighted(nodes)
@@ -68,10 +68,6 @@ class _Batch:
                 value = value.floats(dtype)
             feed[node] = value
         return feed
-
-
-def _input(value, dtype):
-    return graph.variable(value.shape, dtype, is_float=not isinstance(value, graph.Ids))
 
 
 class _RowsInUse:

@@ -143,6 +143,17 @@ def test_training_data_is_checked():
     assert np.isfinite(backend.to_numpy(trainer.step(backend.to_device(ids), backend.to_device(labels))))
 
 
+@pytest.mark.parametrize("name", ["mnist_mlp", "lstm_text_generation"])
+def test_a_training_step_computes_no_gradient_of_its_batch(name):
+    """It would be a product as large as that of the first layer's weights, and nobody reads it."""
+    model = models.load(name)
+    trainer = backend.trainer(model, model.initial(), model.optimizer, MODE)
+    trainer.step(*(backend.to_device(a) for a in model.batch(0, "float32", 3)))
+    ((_, function, *_),) = trainer._steps.values()
+    assert len(function.arguments) == 2
+    assert not any(argument.needs_gradient for argument in function.arguments)
+
+
 def test_ids_that_float32_cannot_hold_are_refused():
     ids = backend.to_device(np.array([2**24 + 1], np.int32))
     assert ids.floats(np.dtype("float64")).data().to_ndarray() == 2**24 + 1
