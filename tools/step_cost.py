@@ -91,12 +91,20 @@ def measure(target: str) -> dict[str, Any]:
 def main(targets: list[str]) -> None:
     from rich.console import Console
     from rich.progress import track
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from shim import environments
 
     table = Table(
-        "backend", "Adam, ms", "stream, ms", "ratio", "rows: 20,000, ms", "same, ms", "ratio", "own, ms", "ratio"
+        Column("backend", no_wrap=True),
+        "Adam, ms",
+        "stream, ms",
+        "ratio",
+        "rows: 20,000, ms",
+        "same, ms",
+        "ratio",
+        "own, ms",
+        "ratio",
     )
     for target in track(targets, console=Console(stderr=True), transient=True):
         python = environments.python(target.partition(":")[0])
