@@ -123,14 +123,15 @@ def dense(x, w, b, *, activation=None):
 @op
 @_node
 def conv2d(x, w, b, *, stride=1, padding="valid", activation=None):
-    """``C.convolution`` without its padding, which is not TensorFlow's for strides above 1: ``C.pad`` comes first."""
+    """``C.convolution``. Its padding is TensorFlow's for odd kernels and strides of 1; else ``C.pad`` comes first."""
     x = _channels_first(x)
-    if padding == "same":
+    own = padding == "same" and stride == 1 and w.shape[0] % 2 == w.shape[1] % 2 == 1
+    if padding == "same" and not own:
         pads = [contract.same_padding(n, k, stride) for n, k in zip(x.shape[2:], w.shape[:2], strict=True)]
         x = C.pad(x, [(0, 0), (0, 0), *pads])
     kernel = C.transpose(w, (3, 2, 0, 1))
-    strides, valid = (stride, stride), [False, False, False]
-    y = graph.batched(lambda image: C.convolution(kernel, image, strides=strides, auto_padding=valid), x)
+    strides, padded = (stride, stride), [False, own, own]
+    y = graph.batched(lambda image: C.convolution(kernel, image, strides=strides, auto_padding=padded), x)
     y = y + C.reshape(b, (-1, 1, 1))
     return _channels_last(relu.bare(y) if activation == "relu" else y)
 
