@@ -203,7 +203,7 @@ def _interrupted(times, function, *args):
             try:
                 while len(seen) == k:
                     function(*args)
-            except (KeyboardInterrupt, SystemError, TypeError):
+            except (KeyboardInterrupt, SystemError, TypeError, NotImplementedError):
                 ended += 1
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
