@@ -14,7 +14,7 @@ from asv.console import log
 from asv.publishing import OutputPublisher
 
 from shim.report import colours
-from tools.asv_comparison import backend_order
+from tools.asv_comparison import backend_order, insert
 
 SCRIPT = """<script>
 $(function () {
@@ -49,9 +49,8 @@ class Colours(OutputPublisher):
 
     @classmethod
     def publish(cls, conf, repo, benchmarks, graphs, revisions):
-        index, backends = Path(conf.html_dir) / "index.html", backend_order(benchmarks)
-        page = index.read_text(encoding="utf-8")
-        index.write_text(page.replace("</body>", f"{script(backends)}</body>"), encoding="utf-8")
+        backends = backend_order(benchmarks)
+        insert(Path(conf.html_dir) / "index.html", script(backends), "</body>")
         log.info(f"{len(backends)} backends")
 
 

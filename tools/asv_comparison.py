@@ -95,9 +95,14 @@ class Comparison(OutputPublisher):
 
 def link_from(index: Path, publisher: type[OutputPublisher], address: str) -> None:
     """Put a link to what a publisher wrote into the navigation of asv's own page."""
-    text = index.read_text(encoding="utf-8")
     entry = f'<li id="nav-li-{publisher.name}"><a href="{address}">{publisher.button_label}</a></li>'
-    index.write_text(text.replace(NAVIGATION, f"{entry}\n\t{NAVIGATION}"), encoding="utf-8")
+    insert(index, f"{entry}\n\t", NAVIGATION)
+
+
+def insert(index: Path, html: str, before: str) -> None:
+    """Put ``html`` into asv's own page."""
+    text = index.read_text(encoding="utf-8")
+    index.write_text(text.replace(before, f"{html}{before}"), encoding="utf-8")
 
 
 def points(results_dir: str, benchmarks: dict[str, Any], revisions: dict[str, int]) -> Iterator[tuple[Any, ...]]:

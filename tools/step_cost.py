@@ -123,4 +123,7 @@ if __name__ == "__main__":
     parser.add_argument("backend", nargs="*", default=default, help=f"default: {' '.join(default)}")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    print(json.dumps(measure(given.worker))) if given.worker else main(list(given.backend))
+    if given.worker:
+        print(json.dumps(measure(given.worker)))
+    else:
+        main(list(given.backend))
