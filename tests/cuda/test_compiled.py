@@ -7,8 +7,10 @@ import math
 import pytest
 from emulator import missing
 
+from shim.backends._cuda_conv2d import conv2d_constants
 from shim.backends._cuda_kernels import Kernels, KernelsUnavailable, Resources, parse_resources
-from shim.backends._cuda_ops import BLOCK, LSTM_SIZES, WIDEST, conv2d_constants, lstm_constants, lstm_launch
+from shim.backends._cuda_lstm import LSTM_SIZES, lstm_constants, lstm_launch
+from shim.backends._cuda_tables import BLOCK, WIDEST
 
 REGISTERS = 65536  # of a multiprocessor, all architectures here
 SHARED = {"sm_80": 163 << 10, "sm_90": 227 << 10}  # bytes that a block may have

@@ -122,7 +122,13 @@ def test_bench_gpu_checks_before_it_measures():
 
 # ------------------------------------------------------------------------------------------------ what CuPy offers
 
-SHARED = [*sorted(path.stem for path in FOLDER.glob("_handwritten*.py")), "_tape", "_updates", "_cuda_ops", "cupy"]
+SHARED = [
+    *sorted(path.stem for path in FOLDER.glob("_handwritten*.py")),
+    "_tape",
+    "_updates",
+    *sorted(path.stem for path in FOLDER.glob("_cuda_*.py")),
+    "cupy",
+]
 
 
 def calls(text):
@@ -130,7 +136,7 @@ def calls(text):
     found = []
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Call):
-            owner, _, name = ast.unparse(node.func).removeprefix("self._").partition(".")
+            owner, _, name = ast.unparse(node.func).removeprefix("self._").removeprefix("cuda.").partition(".")
             if owner == "xp" and "(" not in name and not any(isinstance(a, ast.Starred) for a in node.args):
                 found.append((name, len(node.args), tuple(k.arg for k in node.keywords)))
     return found

@@ -104,13 +104,13 @@ WRONG = {
         "heap-buffer-overflow",
     ),
     "shared memory too small": (
-        "from shim.backends import _cuda_ops; launch = _cuda_ops.lstm_launch\n"
-        "_cuda_ops.lstm_launch = lambda padded: (launch(padded)[0], launch(padded)[1] - 4, launch(padded)[2])\n"
+        "from shim.backends import _cuda_lstm; launch = _cuda_lstm.lstm_launch\n"
+        "_cuda_lstm.lstm_launch = lambda padded: (launch(padded)[0], launch(padded)[1] - 4, launch(padded)[2])\n"
         "from emulator import lstm; e.verify(lstm(2, 3, 16))",
         "heap-buffer-overflow",
     ),
     "a misaligned vector": (
-        "from shim.backends import _cuda_ops; _cuda_ops.lanes = lambda width: (8, 2)\n"
+        "from shim.backends import _cuda_tables; _cuda_tables.lanes = lambda width: (8, 2)\n"
         "from emulator import average; e.verify(average(2, 3, 7, 5))",
         "misaligned address",
     ),
