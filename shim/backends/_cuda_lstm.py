@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from shim.backends import _handwritten
+from shim.backends._cuda_dense import rectified_sums
 
 #: hidden units of the LSTM kernels, rounded up to one of these -> units of a thread, weights that it keeps in registers
 LSTM_SIZES = {16: (1, 4), 32: (1, 8), 48: (1, 12), 64: (1, 16), 80: (1, 20), 96: (1, 24), 112: (2, 22), 128: (2, 22)}
@@ -47,29 +48,31 @@ def _recurrence(cuda, work, x, weights, reverse, return_sequences, recurrent_act
     xp, (n, t, i), h, d = cuda.xp, x.shape, len(weights[0][1]), len(weights)
     constants = lstm_constants(h, recurrent_activation == "hard_sigmoid")
     launch, (threads, *shared) = cuda.kernels("lstm", **constants), lstm_launch(constants["PADDED"])
-    order = sum(1 << k for k in range(d) if reverse[k])
-    w_x = xp.concatenate([w for w, _, _ in weights], axis=1)
-    w_h = xp.stack([w for _, w, _ in weights])
-    zx = xp.matmul(x.reshape(n * t, i), w_x)
-    zx += xp.concatenate([b for _, _, b in weights])
-    y = xp.empty((n, t, d * h), x.dtype) if return_sequences or work.keep else None
-    last = None if return_sequences else xp.empty((n, d * h), x.dtype)
-    gates, cells = (xp.empty((n, t, d, size), x.dtype) if work.keep else None for size in (4 * h, h))
-    launch("lstm_forward", (n, d), (threads,), zx, w_h, y, last, gates, cells, t, order, shared=shared[0])
+    order, flat = sum(1 << k for k in range(d) if reverse[k]), x.reshape(n * t, i)
+    w_h = [w for _, w, _ in weights] + [None] * (2 - d)
+    zx = xp.empty((n * t, d, 4 * h), x.dtype)
+    for k, (w_x, _, b) in enumerate(weights):
+        cuda.product(flat, w_x, zx[:, k], bias=b)
+    y = xp.empty((n, t, d * h) if return_sequences else (n, d * h), x.dtype)
+    results = (y, None) if return_sequences else (None, y)
+    gates, cells, before = (xp.empty((n * t, d, size), x.dtype) if work.keep else None for size in (4 * h, h, h))
+    args = zx, *w_h, *results, gates, cells, before, t, order
+    launch("lstm_forward", (n, d), (threads,), *args, shared=shared[0])
 
     def pullback(dy, first=True):
-        dy, dz = xp.ascontiguousarray(dy), xp.empty((n, t, d, 4 * h), x.dtype)
-        args = dy, gates, cells, w_h, dz, t, order, int(return_sequences)
+        dy, dz, dx = xp.ascontiguousarray(dy), xp.empty((n * t, d, 4 * h), x.dtype), None
+        args = dy, gates, cells, *w_h, dz, t, order, int(return_sequences)
         launch("lstm_backward", (n, d), (threads,), *args, shared=shared[1])
-        flat = dz.reshape(n * t, d * 4 * h)
-        grads = [xp.matmul(flat, w_x.T).reshape(x.shape) if first else None]
-        dw_x, db = xp.matmul(x.reshape(n * t, i).T, flat), flat.sum(axis=0)
-        states = y.reshape(n, t, d, h)
-        for k in range(d):
-            before, after = (slice(1, None), slice(None, -1)) if reverse[k] else (slice(None, -1), slice(1, None))
-            dw_h = xp.matmul(states[:, before, k].reshape(-1, h).T, dz[:, after, k].reshape(-1, 4 * h))
-            part = slice(k * 4 * h, (k + 1) * 4 * h)
-            grads += [xp.ascontiguousarray(dw_x[:, part]), dw_h, db[part]]
-        return grads
+        db, grads = rectified_sums(cuda, work, None, dz.reshape(n * t, d * 4 * h))[1], []
+        if first:
+            dx = xp.empty((n * t, i), x.dtype)
+            for k, (w_x, _, _) in enumerate(weights):
+                cuda.product(dz[:, k], w_x.T, dx, add=k > 0)
+            dx = dx.reshape(x.shape)
+        for k, (w_x, w_h_k, _) in enumerate(weights):
+            dw_x = cuda.product(flat.T, dz[:, k], xp.empty(w_x.shape, x.dtype))
+            dw_h = cuda.product(before[:, k].T, dz[:, k], xp.empty(w_h_k.shape, x.dtype))
+            grads += [dw_x, dw_h, db[k * 4 * h : (k + 1) * 4 * h]]
+        return [dx, *grads]
 
-    return (y if return_sequences else last), pullback
+    return y, pullback

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import functools
 
-from shim.backends import _cuda_conv2d, _cuda_lstm, _cuda_tables, _cuda_updates
+from shim.backends import _cuda_conv2d, _cuda_dense, _cuda_lstm, _cuda_tables, _cuda_updates
 from shim.backends._cuda_kernels import Kernels
 
 OPS = {
     function.__name__: function
     for function in (
-        _cuda_lstm.lstm, _cuda_lstm.bilstm, _cuda_tables.embedding_average, _cuda_tables.embedding, _cuda_conv2d.conv2d
+        _cuda_dense.dense, _cuda_conv2d.conv2d, _cuda_lstm.lstm, _cuda_lstm.bilstm, _cuda_tables.embedding_average,
+        _cuda_tables.embedding,
     )
 }  # fmt: skip
 
@@ -32,11 +33,14 @@ def has_kernels(op, dtype, **dims):
 class CudaOps:
     """Ops over an array module ``xp``, with kernels that ``load(kernels)`` makes ready to launch.
 
+    ``product`` is called like :class:`shim.backends._cublaslt.Products`; without it array functions multiply.
+
     With ``deterministic`` the gradient of a table sums in one order, which takes a sort of the ids.
     """
 
-    def __init__(self, xp, load=Kernels.on_gpu, deterministic=False):
+    def __init__(self, xp, load=Kernels.on_gpu, product=None, deterministic=False):
         self.xp, self.deterministic = xp, deterministic
+        self.product = product or _cuda_dense.ArrayProducts(xp)
         self._load = functools.cache(lambda name, constants: load(Kernels(name, **dict(constants))))
         for name, function in OPS.items():
             setattr(self, name, functools.partial(function, self))

@@ -15,6 +15,7 @@ import cupy
 import numpy as np
 
 from shim.backends import _cuda_device, _cuda_ops, _handwritten
+from shim.backends._cublaslt import Products
 from shim.backends._cuda_kernels import Kernels
 from shim.backends._handwritten_programs import Programs, Trainer, define_ops
 from shim.protocol import check_choice, program
@@ -27,7 +28,7 @@ PRECISIONS = ("float32", "tf32")
 SCALE = 2**8
 
 _module = sys.modules[__name__]
-_opened = False
+_programs = None
 
 
 def setup(device="cuda", precision="float32", threads=None):
@@ -35,14 +36,19 @@ def setup(device="cuda", precision="float32", threads=None):
 
     Raises :class:`shim.backends._cuda_device.GpuUnavailable` where there is no GPU to use, saying what mends it.
     """
-    global _opened
+    global _programs
     check_choice("device", device, DEVICES)
     check_choice("precision", precision, PRECISIONS)
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
+    _programs = _opened(precision)
+
+
+def _opened(precision):
+    """Return the programs of the GPU, opened with this precision of products."""
     _cuda_device.open_device()
     _choose_precision(precision)
-    _opened = True
+    return programs(cupy, product=Products(cupy, precision == "tf32"))
 
 
 def _choose_precision(precision):
@@ -60,7 +66,7 @@ def _precision():
 
 
 def to_device(value):
-    if not _opened:
+    if _programs is None:
         setup()
     return cupy.array(value, order="C")
 
@@ -99,14 +105,13 @@ class SplitMix64:
         return z
 
 
-def programs(xp, load=Kernels.on_gpu):
+def programs(xp, load=Kernels.on_gpu, product=None):
     """Return what this backend computes with: an array module, and what makes kernels ready to launch."""
-    kernels = _cuda_ops.CudaOps(xp, load)
+    kernels = _cuda_ops.CudaOps(xp, load, product)
     ops = _handwritten.OPS | {name: getattr(kernels, name) for name in _cuda_ops.OPS}
     return Programs(xp, ops, kernels.update, functools.partial(SplitMix64, xp), SCALE)
 
 
-_programs = programs(cupy)
 define_ops(_module)
 
 

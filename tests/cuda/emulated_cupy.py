@@ -22,9 +22,7 @@ _emulator = Emulator(Path(_folder.name))
 
 
 def pytest_configure(config):
-    backend._programs = backend.programs(Poisoned(), _emulator.load)
-    backend._cuda_device.open_device = lambda: None
-    backend._choose_precision = lambda precision: None
+    backend._opened = lambda precision: backend.programs(Poisoned(), _emulator.load)
     backend._precision = lambda: "float32"
     backend._cuda_device.describe = lambda cupy: ("none: NumPy and emulated kernels", {})
     backend.to_device = lambda value: np.array(value, order="C")

@@ -52,7 +52,7 @@ class Emulator:
         def load(kernels):
             return self.load(Kernels(kernels.name, change(kernels.text), **kernels.constants), seed)
 
-        return CudaOps(Poisoned(), load, deterministic)
+        return CudaOps(Poisoned(), load, deterministic=deterministic)
 
     def verify(self, case, **how):
         """Compare a case with the contract as the conformance suite does."""
@@ -85,6 +85,10 @@ def backend(ops):
 
 def lstm(n, t, hidden, op="lstm", inputs=5, direction="forward_backward", **options):
     return cases.case(op, direction, {"N": n, "T": t, "I": inputs, "H": hidden}, **options)
+
+
+def dense(n, outputs, **options):
+    return cases.case("dense", "forward_backward", {"N": n, "I": 7, "O": outputs}, **options)
 
 
 def average(n, t, rows, width, **options):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from emulator import Poisoned, average, images, lstm
+from emulator import Poisoned, average, dense, images, lstm
 
 from shim import cases, parity
 from shim.backends import _handwritten
@@ -65,6 +65,13 @@ def test_what_the_kernels_are_not_made_for_is_left_to_array_functions(emulator, 
         verify_update(emulator, "adam", dtype=dtype)
         emulator.verify(cases.case("embedding_average", "forward_backward", {"N": 2, "T": 3, "V": 5, "D": 7}, dtype))
     assert not emulator.launched
+
+
+@pytest.mark.parametrize(("n", "outputs"), [(1, 1), (3, 32), (63, 33), (64, 7), (129, 5), (1000, 65)])
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_a_layer_agrees_at_many_sizes(emulator, n, outputs, activation):
+    emulator.verify(dense(n, outputs, activation=activation))
+    assert emulator.launched == {"rectified_sums"}
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 4, 17, 33, 50, 66, 100, 132, 260])
@@ -171,6 +178,7 @@ def test_an_optimizer_takes_rows(emulator, name):
 CHECKS = {
     "lstm_forward": lambda e, **how: e.verify(lstm(2, 4, 33, direction="forward", return_sequences=True), **how),
     "lstm_backward": lambda e, **how: e.verify(lstm(3, 4, 33, op="bilstm"), **how),
+    "rectified_sums": lambda e, **how: e.verify(dense(200, 37, activation="relu"), **how),
     **{f"average_{k}": lambda e, k=k, **how: e.verify(average(3, 37, 11, 33 * k), **how) for k in (1, 2, 4)},
     **{f"scatter_{k}": lambda e, k=k, **how: e.verify(average(3, 9, 11, 3 * k), **how) for k in (1, 2, 4)},
     **{
@@ -201,7 +209,11 @@ def test_every_file_is_listed():
 
 def _check_of(file):
     """Return a check that launches all kernels of a file that synchronise, in blocks of several warps."""
-    return CHECKS[{"lstm": "lstm_backward", "embedding_average": "average_1", "conv2d": "conv2d_weights"}[file]]
+    checks = {
+        "lstm": "lstm_backward", "columns": "rectified_sums", "embedding_average": "average_1",
+        "conv2d": "conv2d_weights",
+    }  # fmt: skip
+    return CHECKS[checks[file]]
 
 
 BARRIER = "__syncthreads();"
@@ -222,7 +234,10 @@ def test_a_missing_barrier_is_seen(emulator, file, k):
 FAULTS = {
     "a result not written": ("lstm_forward", "if (h && q == 1) h[", "if (h && q == 1 && s) h["),
     "another gate": ("lstm_forward", "__shfl_sync(ALL, a, lane + 1)", "__shfl_sync(ALL, a, lane)"),
-    "one direction's weights for both": ("lstm_backward", "w_h += (size_t)blockIdx.y", "w_h += (size_t)0"),
+    "one direction's weights for both": ("lstm_backward", "if (blockIdx.y) w_h = w_h_1", ""),
+    "a state not kept": ("lstm_backward", "before[(place + stride) * HIDDEN + u] = state", ""),
+    "one block's sums left out": ("rectified_sums", "for (int k = line; k", "for (int k = line + 1; k"),
+    "the bias of what is rectified": ("rectified_sums", "y && !(__ldg(y + i) > 0.f) ? 0.f : ", ""),
     "the last step not closed": ("lstm_backward", "is_first_step ? 0.f :", "false ? 0.f :"),
     "a gradient cut off": ("lstm_backward", "carried_c[i] = of_c * step.f", "carried_c[i] = 0.f"),
     "the shares left out": ("scatter_1", "x.v[e] *= share", "x.v[e] *= 1.f"),

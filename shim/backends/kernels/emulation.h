@@ -225,3 +225,24 @@ T atomicAdd(T* p, T value) {
   *p += value;
   return before;
 }
+inline void __syncwarp() { emulation::wait(emulation::warps[emulation::self->number / 32]); }
+inline void __threadfence() {}  // one thread runs at a time
+template <class T>
+T __ldcg(const T* p) {
+  return *p;
+}
+template <class T>
+T atomicCAS(T* p, T expected, T value) {
+  const T before = *p;
+  if (before == expected) *p = value;
+  return before;
+}
+template <class T>
+T __ldcs(const T* p) {
+  return *p;
+}
+template <class T>
+void __stcs(T* p, T value) {
+  *p = value;
+}
+inline float __fdividef(float x, float y) { return x / y; }

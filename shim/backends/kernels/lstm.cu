@@ -70,13 +70,15 @@ __device__ __forceinline__ float sum_of_lanes(float4 v, int q) {
   return (odd ? also_kept : kept) + __shfl_xor_sync(ALL, odd ? kept : also_kept, 1);
 }
 
-// zx (N, T, D, 4H) are the input products with the bias, w_h (D, H, 4H). Bit d of `reversed` says that direction d walks
-// from the last step to the first. Of the results each may be null: h (N, T, D, H); last (N, D, H), h after the last
-// step; for the way back gates (N, T, D, 4H), activated, and cells (N, T, D, H).
+// zx (N, T, D, 4H) are the input products with the bias, w_h (H, 4H) the weights of each direction, the second null where
+// there is none. Bit d of `reversed` says that direction d walks from the last step to the first. Of the results each may
+// be null: h (N, T, D, H); last (N, D, H), h after the last step; for the way back gates (N, T, D, 4H), activated, cells
+// (N, T, D, H), and before (N, T, D, H), h before each step.
 // Shared memory: float4[HOUSED * UNITS * THREADS], float[2 * PADDED].
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-lstm_forward(const float* __restrict__ zx, const float* __restrict__ w_h, float* __restrict__ h, float* __restrict__ last,
-             float* __restrict__ gates, float* __restrict__ cells, int steps, int reversed) {
+lstm_forward(const float* __restrict__ zx, const float* __restrict__ w_h, const float* __restrict__ w_h_1,
+             float* __restrict__ h, float* __restrict__ last, float* __restrict__ gates, float* __restrict__ cells,
+             float* __restrict__ before, int steps, int reversed) {
   DYNAMIC_SHARED(float4, housed);
   float* states = reinterpret_cast<float*>(housed + HOUSED * UNITS * THREADS);
   const int thread = threadIdx.x, q = thread & 3, slot = thread >> 2, directions = gridDim.y;
@@ -84,7 +86,7 @@ lstm_forward(const float* __restrict__ zx, const float* __restrict__ w_h, float*
   const int stride = backwards ? -directions : directions;
   // a place counts directions and steps of a row: times H or 4H, it is where the values of the step are
   size_t place = ((size_t)blockIdx.x * steps + (backwards ? steps - 1 : 0)) * directions + blockIdx.y;
-  w_h += (size_t)blockIdx.y * HIDDEN * 4 * HIDDEN;
+  if (blockIdx.y) w_h = w_h_1;
 
   // lane q multiplies h[16 j + 4 q + e] for every piece j
   float4 held[HELD][UNITS];
@@ -107,6 +109,7 @@ lstm_forward(const float* __restrict__ zx, const float* __restrict__ w_h, float*
     c[i] = 0.f;
     ahead[i] = u < HIDDEN ? __ldg(zx + place * 4 * HIDDEN + q * HIDDEN + u) : 0.f;
     if (q == 0) states[u] = 0.f;
+    if (before && q == 0 && u < HIDDEN) before[place * HIDDEN + u] = 0.f;
   }
   __syncthreads();
 
@@ -114,18 +117,19 @@ lstm_forward(const float* __restrict__ zx, const float* __restrict__ w_h, float*
     const float4* now = reinterpret_cast<const float4*>(states + (s & 1) * PADDED);
     float* next = states + (~s & 1) * PADDED;
     float4 z[UNITS];
+    float activated[UNITS], state[UNITS];
 #pragma unroll
     for (int i = 0; i < UNITS; ++i) z[i] = make_float4(0.f, 0.f, 0.f, 0.f);
 #pragma unroll
     for (int j = 0; j < PIECES; ++j) {
-      const float4 state = now[4 * j + q];
+      const float4 states_of_piece = now[4 * j + q];
 #pragma unroll
       for (int e = 0; e < 4; ++e)
 #pragma unroll
         for (int i = 0; i < UNITS; ++i) {
           const int k = 4 * j + e;
           const float4 w = k < HELD ? held[k < HELD ? k : 0][i] : housed[((k - HELD) * UNITS + i) * THREADS + thread];
-          const float value = element(state, e);
+          const float value = element(states_of_piece, e);
           z[i].x = fmaf(value, w.x, z[i].x);
           z[i].y = fmaf(value, w.y, z[i].y);
           z[i].z = fmaf(value, w.z, z[i].z);
@@ -142,16 +146,23 @@ lstm_forward(const float* __restrict__ zx, const float* __restrict__ w_h, float*
       const float of_i = __shfl_sync(ALL, a, lane), of_f = __shfl_sync(ALL, a, lane + 1);
       const float of_g = __shfl_sync(ALL, a, lane + 2), of_o = __shfl_sync(ALL, a, lane + 3);
       c[i] = fmaf(of_f, c[i], of_i * of_g);
-      const float state = of_o * tanh_of(c[i]);
-      if (q == 0) next[u] = u < HIDDEN ? state : 0.f;
-      if (u < HIDDEN) {
-        if (h && q == 1) h[place * HIDDEN + u] = state;
-        if (cells && q == 2) cells[place * HIDDEN + u] = c[i];
-        if (last && q == 3 && s + 1 == steps) last[((size_t)blockIdx.x * directions + blockIdx.y) * HIDDEN + u] = state;
-        if (gates) gates[place * 4 * HIDDEN + q * HIDDEN + u] = a;
-      }
+      activated[i] = a;
+      state[i] = of_o * tanh_of(c[i]);
+      if (q == 0) next[u] = u < HIDDEN ? state[i] : 0.f;
     }
     __syncthreads();
+    // Only now, so that the others do not wait for the addresses of these.
+#pragma unroll
+    for (int i = 0; i < UNITS; ++i) {
+      const int u = slot + i * SLOTS;
+      if (u < HIDDEN) {
+        if (before && q == 0 && s + 1 < steps) before[(place + stride) * HIDDEN + u] = state[i];
+        if (h && q == 1) h[place * HIDDEN + u] = state[i];
+        if (cells && q == 2) cells[place * HIDDEN + u] = c[i];
+        if (last && q == 3 && s + 1 == steps) last[((size_t)blockIdx.x * directions + blockIdx.y) * HIDDEN + u] = state[i];
+        if (gates) gates[place * 4 * HIDDEN + q * HIDDEN + u] = activated[i];
+      }
+    }
   }
 }
 
@@ -165,14 +176,15 @@ struct Step {
 // Shared memory: float4[HOUSED * UNITS * THREADS], float4[2 * PADDED].
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 lstm_backward(const float* __restrict__ dh, const float* __restrict__ gates, const float* __restrict__ cells,
-              const float* __restrict__ w_h, float* __restrict__ dz, int steps, int reversed, int sequences) {
+              const float* __restrict__ w_h, const float* __restrict__ w_h_1, float* __restrict__ dz, int steps,
+              int reversed, int sequences) {
   DYNAMIC_SHARED(float4, housed);
   float4* gradients = housed + HOUSED * UNITS * THREADS;
   const int thread = threadIdx.x, q = thread & 3, slot = thread >> 2, lane = thread & 15, directions = gridDim.y;
   const bool backwards = reversed >> blockIdx.y & 1;
   const int stride = backwards ? directions : -directions;
   size_t place = ((size_t)blockIdx.x * steps + (backwards ? 0 : steps - 1)) * directions + blockIdx.y;
-  w_h += (size_t)blockIdx.y * HIDDEN * 4 * HIDDEN;
+  if (blockIdx.y) w_h = w_h_1;
 
   // sixteen lanes share the gradients of four units, `first` and its neighbours; lane l multiplies dz of unit 16 m + l
   const int first = slot & ~3;
