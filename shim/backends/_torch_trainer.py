@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from shim import models
+from shim.backends import _torch_lstm
 from shim.backends._state import pack, unpack
 from shim.models import optimizers
 from shim.protocol import bare_ops, training_ops
@@ -94,6 +95,8 @@ class Trainer:
         torch.manual_seed(seed)
         self._backend, self._model, self._optimizer, self._steps = backend, model, optimizer, 0
         self._params = {name: backend.to_device(value) for name, value in params.items()}
+        if any(map(_torch_lstm.by_cudnn, self._params.values())):
+            self._flatten(next(iter(params.values())).dtype)
         self._trained = {name: self._params[name].requires_grad_() for name in models.trained(model, params)}
         self._kernel = _kernel(optimizer, list(self._trained.values()))
         self._with_rows, self._dense = models.with_rows(model, optimizer), {}
@@ -130,6 +133,14 @@ class Trainer:
         functions = loss, evaluation, prediction
         self._loss, self._evaluation, self._prediction = (compiled(f) if compiled else f for f in functions)
 
+    @torch.no_grad()
+    def _flatten(self, dtype):
+        """Flatten the weights of LSTMs, found by a prediction, before the optimizer lays its state out like them."""
+        flattening = {name: _torch_lstm.flattening(getattr(self._backend, name).bare) for name in ("lstm", "bilstm")}
+        x, _ = self._model.batch(0, dtype, 1)
+        ops = bare_ops(self._backend, dropout=_identity, **flattening)
+        models.logits(self._model, ops, self._params, self._backend.to_device(x))
+
     def step(self, x, labels):
         total, loss, moments = self._loss(self._params, x, labels)
         total.backward()
@@ -160,11 +171,7 @@ class Trainer:
         return group["lr"]
 
     def updater(self, gradients):
-        # In the layout of the weight, as autograd leaves them: the fused kernels pair entries by their place in memory.
-        pairs = [
-            (param, torch.empty_like(param, requires_grad=False).copy_(self._backend.to_device(gradients[name])))
-            for name, param in self._trained.items()
-        ]
+        pairs = [(param, self._like(param, gradients[name])) for name, param in self._trained.items()]
 
         def call():
             for param, gradient in pairs:
@@ -176,6 +183,12 @@ class Trainer:
                 param.grad = None
 
         return call
+
+    def _like(self, param, value):
+        """Return a value on the device and, if it has the weight's shape, in its layout, as autograd and torch's
+        optimizers leave theirs: the fused kernels pair entries by their place in memory."""
+        value = self._backend.to_device(value)
+        return torch.empty_like(param, requires_grad=False).copy_(value) if value.shape == param.shape else value
 
     def _laid_out(self, table):
         """Return a sparse gradient as a dense one, always in the same memory: only what the step before had written is
@@ -223,8 +236,9 @@ class Trainer:
         names = _SLOTS[self._optimizer.name]
         for name, values in slots.items():
             if values:
-                kept = zip(names, map(self._backend.to_device, values), strict=True)
-                self._kernel.state[self._trained[name]] = dict(kept)
+                param = self._trained[name]
+                kept = zip(names, (self._like(param, value) for value in values), strict=True)
+                self._kernel.state[param] = dict(kept)
         torch.set_rng_state(torch.from_numpy(np.asarray(state["generator"])))
         if "cuda_generator" in state:
             torch.cuda.set_rng_state(torch.from_numpy(np.asarray(state["cuda_generator"])))

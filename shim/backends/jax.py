@@ -18,7 +18,7 @@ from jax import lax
 from jax._src.xla_bridge import backends_are_initialized
 
 from shim import contract
-from shim.backends import _jax_trainer
+from shim.backends import _jax_lstm, _jax_trainer
 from shim.protocol import check_choice, op, program
 
 jax.config.update("jax_enable_x64", True)
@@ -52,6 +52,8 @@ def setup(device="cpu", precision="float32", threads=None):
             reason = str(error) or "the package jax[cuda12] or jax[cuda13] is not installed"
             raise ValueError(f"device 'cuda' is not available to jax {jax.__version__}: {reason}") from None
     jax.config.update("jax_default_matmul_precision", "tensorfloat32" if precision == "tf32" else "highest")
+    if device != _platform:
+        _program.cache_clear()  # an LSTM is another program there
     _platform, _precision = device, precision
 
 
@@ -100,10 +102,17 @@ def conv2d(x, w, b, *, stride=1, padding="valid", activation=None):
     return jax.nn.relu(y) if activation == "relu" else y
 
 
+def _by_cudnn(x, recurrent_activation):
+    return _platform == "cuda" and x.dtype == jnp.float32 and recurrent_activation == "sigmoid"
+
+
 @op
 def lstm(x, w_x, w_h, b, *, return_sequences=False, reverse=False, recurrent_activation="sigmoid"):
-    """``lax.scan`` over time. On a CPU both products are in its step: that of the whole sequence at once and its
-    gradient are large arrays, which take longer to write and read than small ones. Unrolling does not help."""
+    """cuDNN's, or else ``lax.scan`` over time. On a CPU both products are in its step: that of the whole sequence at
+    once and its gradient are large arrays, which take longer to write and read than small ones. Unrolling does not
+    help."""
+    if _by_cudnn(x, recurrent_activation):
+        return _jax_lstm.lstm(x, (w_x, w_h, b), return_sequences=return_sequences, reverse=reverse)
     sigmoid = jax.nn.sigmoid if recurrent_activation == "sigmoid" else lambda z: jnp.clip(0.2 * z + 0.5, 0, 1)
     in_step = _platform == "cpu"
 
@@ -126,7 +135,10 @@ def lstm(x, w_x, w_h, b, *, return_sequences=False, reverse=False, recurrent_act
 def bilstm(
     x, w_x, w_h, b, w_x_reverse, w_h_reverse, b_reverse, *, return_sequences=False, recurrent_activation="sigmoid"
 ):
-    """Two scans, which XLA is free to run at the same time."""
+    """One call of cuDNN, or two scans, which XLA is free to run at the same time."""
+    if _by_cudnn(x, recurrent_activation):
+        reverse = w_x_reverse, w_h_reverse, b_reverse
+        return _jax_lstm.lstm(x, (w_x, w_h, b), reverse, return_sequences=return_sequences)
     options = {"return_sequences": return_sequences, "recurrent_activation": recurrent_activation}
     forwards = lstm.bare(x, w_x, w_h, b, **options)
     backwards = lstm.bare(x, w_x_reverse, w_h_reverse, b_reverse, reverse=True, **options)
@@ -249,6 +261,12 @@ def gradients_of(model, mode):
 
 #: marks in XLA's compiled text -> the library that a product or convolution is left to
 _LIBRARIES = {"__ynn": "YNNPACK", "__onednn": "oneDNN", "__cudnn": "cuDNN", "__cublas": "cuBLAS"}
+#: how the target of a custom call begins -> what it is
+_CALLS = {
+    "cudnn_rnn": "cuDNN LSTM through jax.experimental.rnn",
+    "__cudnn$conv": "convolution by cuDNN",
+    "__cublas": "dot by cuBLAS",
+}
 
 
 def implementation(case, mode=MODES[0]):
@@ -289,6 +307,8 @@ def _path(text):
         if kind := re.search(r" (while|dot|convolution|scatter|gather)\(", line):
             by = library.get(computation) or next((n for m, n in _LIBRARIES.items() if m in line), None)
             found.append(kind[1] + (f" by {by}" if by else ""))
+        if target := re.search(r'custom_call_target="([^"]+)"', line):
+            found += [call for mark, call in _CALLS.items() if target[1].startswith(mark)]
     return "XLA: " + (", ".join(dict.fromkeys(found)) or "fused loops")
 
 

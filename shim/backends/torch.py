@@ -93,8 +93,8 @@ def conv2d(x, w, b, *, stride=1, padding="valid", activation=None):
 
 
 def _recurrent(x, directions):
-    """``torch.lstm``, the function behind ``torch.nn.LSTM``; the second of its two biases is zero."""
-    weights = [tensor for w_x, w_h, b in directions for tensor in (w_x.t(), w_h.t(), b, torch.zeros_like(b))]
+    """``torch.lstm``, the function behind ``torch.nn.LSTM``."""
+    weights = _torch_lstm.weights(x, directions)
     w_h = directions[0][1]
     zero = x.new_zeros(len(directions), x.shape[0], w_h.shape[0])
     train = torch.is_grad_enabled() and w_h.requires_grad
@@ -273,9 +273,9 @@ def _kernel(case):
         known = {"Mkldnn": "oneDNN convolution", "Cudnn": "cuDNN convolution", "Slow2d": "ATen im2col convolution"}
         return known.get(chosen, f"ATen convolution ({chosen})")
     if dict(case.options).get("recurrent_activation") == "hard_sigmoid":
-        return f"loop over steps, {'ATen' if cuda else _built_with('BLAS_INFO=').upper()} product"
+        return f"loop over steps, {'cuBLAS' if cuda else _built_with('BLAS_INFO=').upper()} product"
     if case.op in _UNCOMPILED:
-        if cuda and torch.backends.cudnn.is_available():
+        if cuda and torch.backends.cudnn.is_available() and torch.backends.cudnn.enabled:
             return "cuDNN LSTM"
         onednn = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
         return "oneDNN LSTM" if onednn and not cuda and case.dtype == "float32" else "ATen LSTM loop"
