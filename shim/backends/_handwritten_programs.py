@@ -128,6 +128,11 @@ class Trainer:
         return bare_ops(self._backend, batch_norm=normalise, **replaced)
 
     def step(self, x, labels):
+        loss = self._step(x, labels)
+        self._count += 1
+        return loss
+
+    def _step(self, x, labels):
         variables = self._training.start({name: self._params[name] for name in self._trained})
         self._moments.clear()
         _, losses = models.losses(self._model, self._training_ops, self._params | variables, x, labels)
@@ -136,7 +141,6 @@ class Trainer:
         for names, moments in zip(self._model.moments, self._moments, strict=True):
             for name, moment in zip(names, moments, strict=True):
                 self._params[name] += (1 - models.MOMENTUM) * (moment - self._params[name])
-        self._count += 1
         return losses[0][0].value
 
     def _update(self, gradients):

@@ -53,7 +53,7 @@ class Tape:
     def gradients(self, losses, variables):
         """Return the gradient of ``losses``, pairs (scalar, weight) that are added up, for each of ``variables``."""
         xp = self._workspaces[0].xp
-        gradients = {loss: xp.asarray(weight, loss.dtype) for loss, weight in losses}
+        gradients = {loss: xp.full((), weight, loss.dtype) for loss, weight in losses}
         for result, args, pullback in reversed(self._records):
             dy = gradients.pop(result, None)
             if dy is None:

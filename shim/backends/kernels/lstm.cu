@@ -227,22 +227,26 @@ lstm_backward(const float* __restrict__ dh, const float* __restrict__ gates, con
 
   for (int s = 0; s < steps; ++s, place += stride) {
     float4* now = gradients + (s & 1) * PADDED;
+    float of_z[UNITS];
 #pragma unroll
     for (int i = 0; i < UNITS; ++i) {
-      const int u = slot + i * SLOTS;
       const Step& step = next[i];
       const float tanh_c = tanh_of(step.c);
       const float own = q == 0 ? step.i : q == 1 ? step.f : q == 2 ? step.g : step.o;
       const float other = q == 0 ? step.g : q == 1 ? step.c_before : q == 2 ? step.i : tanh_c;
       const float of_h = carried_h[i] + step.dh;
       const float of_c = fmaf(of_h, step.o * (1.f - tanh_c * tanh_c), carried_c[i]);
-      const float of_z = (q == 3 ? of_h : of_c) * other * slope(own, q);
+      of_z[i] = (q == 3 ? of_h : of_c) * other * slope(own, q);
       carried_c[i] = of_c * step.f;
-      reinterpret_cast<float*>(now)[4 * u + q] = of_z;
-      if (u < HIDDEN) dz[place * 4 * HIDDEN + q * HIDDEN + u] = of_z;
-      if (s + 1 < steps) read(i, place + stride, s + 2 == steps);
+      reinterpret_cast<float*>(now)[4 * (slot + i * SLOTS) + q] = of_z[i];
     }
     __syncthreads();
+#pragma unroll
+    for (int i = 0; i < UNITS; ++i) {
+      const int u = slot + i * SLOTS;
+      if (u < HIDDEN) dz[place * 4 * HIDDEN + q * HIDDEN + u] = of_z[i];
+      if (s + 1 < steps) read(i, place + stride, s + 2 == steps);
+    }
     float sums[UNITS][4];
 #pragma unroll
     for (int i = 0; i < UNITS; ++i)
