@@ -46,6 +46,9 @@ bench-gpu: $(TOOL)  ## Check and compare the backends on the GPU, on all layers 
 	$(SHIM) check cupy --device cuda
 	$(SHIM) env $(GPU)
 	$(if $(filter jax,$(GPU)),$(JAX) -c 'import jax; jax.devices("cuda")' 2> /dev/null || $(BIN)/uv pip install -q --python $(JAX) 'jax[cuda13]')
+	@for name in $(GPU); do python=$${SHIM_HOME:-.shim}/env/$$name/bin/python; $$python -c 'import cupti' 2> /dev/null || \
+	  $(BIN)/uv pip install -q --python $$python 'cupti-python==13.0.1' || \
+	  echo "Going on without the device times of $$name: cupti-python could not be installed."; done
 	$(SHIM) check $(filter-out cupy,$(GPU)) --device cuda
 	@mkdir -p results
 	name=results/$$(date +%Y%m%d-%H%M%S)-gpu && failed=0 && for set in article models; do \

@@ -22,6 +22,8 @@ from shim.measure import clock
 
 #: An error may reach this many times ``eps * sqrt(longest sum) * max|reference|``.
 FACTOR = 8.0
+#: For recurrences: GPUs compute exponentials to some 1e-6, in cuDNN too, and each step takes over what was wrong before.
+RECURRENCE = 32.0
 #: Relative tolerance of training losses.
 TRAINING = {"float32": 1e-4, "float64": 1e-9}
 #: Of gradients of a whole model, as a share of their size: rectifiers and pools near a tie go the other way.
@@ -56,7 +58,9 @@ def verify(
     return {"passed": True, "worst": worst, "id": reference_id(case)}
 
 
-def compare(what: str, actual: Any, wanted: np.ndarray, dtype: str, longest_sum: float) -> float:
+def compare(
+    what: str, actual: Any, wanted: np.ndarray, dtype: str, longest_sum: float, factor: float = FACTOR
+) -> float:
     """Return the largest error as a share of the tolerance; raise :class:`ParityError` above 1 and for NaN.
 
     Shape and dtype must be those asked for.
@@ -68,7 +72,7 @@ def compare(what: str, actual: Any, wanted: np.ndarray, dtype: str, longest_sum:
     if wanted.size == 0:
         return 0.0
     error = float(np.max(np.abs(np.asarray(actual, np.float64) - wanted)))
-    return _share(what, error, FACTOR * _eps(dtype) * longest_sum**0.5 * float(np.max(np.abs(wanted))))
+    return _share(what, error, factor * _eps(dtype) * longest_sum**0.5 * float(np.max(np.abs(wanted))))
 
 
 def _share(what: str, error: float, tolerance: float) -> float:
@@ -88,7 +92,8 @@ def _verify_op(backend: ModuleType, case: cases.Case, mode: str, run: Any, refer
     y, grads = _run(backend, case, mode, run, args, dy)
     longest = entry.longest_sum(entry.all_dims(dict(case.dims), options))
     _check_array("the result", y, own)
-    worst = compare("the result", backend.to_numpy(y), reference["y"], case.dtype, longest)
+    factor = RECURRENCE if case.op in ("lstm", "bilstm") else FACTOR
+    worst = compare("the result", backend.to_numpy(y), reference["y"], case.dtype, longest, factor)
     floats = [(argument.name, a) for argument, a in zip(entry.arguments, args, strict=True) if argument.is_float]
     left_out = 1 if case.direction == contract.WEIGHTS else 0
     wanted = floats[left_out:]
@@ -99,9 +104,11 @@ def _verify_op(backend: ModuleType, case: cases.Case, mode: str, run: Any, refer
         _check_array(what, gradient, own)
         actual = backend.to_numpy(gradient)
         if "g0" in reference:
-            worst = max(worst, compare(what, actual, reference[f"g{k}"], case.dtype, longest))
+            worst = max(worst, compare(what, actual, reference[f"g{k}"], case.dtype, longest, factor))
         else:
-            worst = max(worst, _compare_along(what, actual, value, reference["products"][k], case, k, longest))
+            worst = max(
+                worst, _compare_along(what, actual, value, reference["products"][k], case, k, factor * longest**0.5)
+            )
     return worst
 
 
@@ -134,7 +141,7 @@ def _check_array(what: str, array: Any, own: type) -> None:
 
 
 def _compare_along(
-    what: str, actual: np.ndarray, value: np.ndarray, wanted: float, case: cases.Case, k: int, longest_sum: float
+    what: str, actual: np.ndarray, value: np.ndarray, wanted: float, case: cases.Case, k: int, factor: float
 ) -> float:
     if actual.shape != value.shape:
         raise ParityError(f"{what} has shape {actual.shape}, expected {value.shape}")
@@ -142,7 +149,7 @@ def _compare_along(
         raise ParityError(f"{what} is {contract.dtype_name(actual)}, expected {case.dtype}")
     actual = actual.astype(np.float64)
     error = abs(float((actual * _direction(case, k, value.shape)).sum()) - wanted)
-    return _share(what, error, FACTOR * _eps(case.dtype) * longest_sum**0.5 * float(np.linalg.norm(actual)))
+    return _share(what, error, factor * _eps(case.dtype) * float(np.linalg.norm(actual)))
 
 
 def _direction(case: cases.Case, k: int, shape: tuple[int, ...]) -> np.ndarray:

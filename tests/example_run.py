@@ -142,6 +142,18 @@ def failure(target: str, mode: str | None = None, case: str | None = None, reaso
     return {key: value for key, value in found.items() if value is not None} | {"stage": "parity", "reason": reason}
 
 
+def device(target: str, mode: str, case: str, kernel: float, span: float, name: str = "gemm") -> dict[str, Any]:
+    """Return the times of a row on a GPU; with a cold cache they are twice as long."""
+
+    def state(times: int) -> dict[str, Any]:
+        longest = [{"name": name, "number": 2.0, "seconds": 0.8 * times * kernel}]
+        seconds = {"kernel_seconds": [times * kernel] * 3, "span_seconds": [times * span] * 3}
+        return {"calls": 100, "kernels": 3.0, "longest": longest} | seconds
+
+    row = {"record": "device", "round": 0, "target": target, "mode": mode, "case": case}
+    return row | {"hot": state(1), "cold": state(2)}
+
+
 def epochs(model: str = "mnist_mlp", targets: Sequence[tuple[str, str]] = TARGETS, number: int = 4) -> Iterator[dict]:
     """Yield the records of a training run."""
     yield header(targets, ()) | {"command": ["shim", "train", model]}
@@ -176,6 +188,8 @@ def hostile(training: bool = False) -> list[dict[str, Any]]:
         found = list(records(targets, cases, seconds, paths={HOSTILE: HOSTILE}, rounds=3, sweeps=1))
         found.append(failure(HOSTILE, HOSTILE + "mode", cases[0], HOSTILE + "\n" + HOSTILE))
         found.append(failure(HOSTILE + "other", None, None, HOSTILE))
+        found.append(device(HOSTILE, HOSTILE + "mode", cases[0], 1e-6, 2e-6, HOSTILE))
+        found.append({"record": "warning", "round": 0, "target": HOSTILE, "stage": "device", "reason": HOSTILE})
         found.append({"record": "end", "reason": HOSTILE, "wall_seconds": 1.0})
     found[0] |= {"command": ["shim", HOSTILE], "id": HOSTILE, "started": HOSTILE}
     found[0]["config"] |= {"baseline": HOSTILE, "seed": HOSTILE}

@@ -228,6 +228,43 @@ def test_blocks_of_slow_times_and_cpus_that_may_sleep_are_told(read):
         assert "go to sleep" not in calm
 
 
+def on_device():
+    """Yield the records of a run on a GPU: one row has no times on the device, and there is a reason."""
+    three = (("torch", "eager"), ("cupy", "eager"), ("jax", "jit"))
+    found = list(two((30e-6, 20e-6, 90e-6), targets=three))
+    told = {"stage": "device", "reason": "cupti-python is not installed"}
+    warnings = [{"record": "warning", "round": 0, "target": "jax"} | told] * 2
+    times = [
+        example.device("torch", "eager", example.CASES[0], 8e-6, 28e-6),
+        example.device("cupy", "eager", example.CASES[0], 4e-6, 19e-6, "sm80_xmma_gemm"),
+    ]
+    return [*found[:-1], *times, *warnings, found[-1]]
+
+
+def test_times_on_the_device_stand_beside_the_others(read):
+    run = read(on_device())
+    wide = printed(run, 140)
+    assert "kernel time" in wide.partition("torch")[0]
+    assert re.search(r"^cupy .* 4\.00 µs", wide, re.MULTILINE)
+    assert re.search(rf"^jax .* {words.DASH} ", wide, re.MULTILINE)
+    narrow = printed(run, 80)
+    assert "kernel time  cupy 4.00 µs in 3 kernels, torch 8.00 µs in 3 kernels" in " ".join(narrow.split("\n"))
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert wide.count("Not all times on the device of jax were measured: cupti-python is not installed.") == 1
+    rows = {row["contestant"]: row for row in table.as_json(run)["cases"][0]["rows"]}
+    assert rows["cupy"]["device"]["cold_kernel"] == pytest.approx(8e-6)
+    assert rows["cupy"]["device"]["span"] == pytest.approx(19e-6)
+    assert rows["jax"]["device"] is None
+    assert "kernel time" not in printed(read(example.records()), 140)
+
+
+def test_kernel_times_have_ratios_of_their_own(read):
+    case = summarise(read(on_device()), "torch").cases[0]
+    assert case.kernel_ratio("cupy", "torch") == pytest.approx(0.5)
+    assert case.kernel_ratio("jax", "torch") is None
+    assert case.kernel_ratio("torch", "jax") is None
+
+
 def test_another_baseline_turns_the_ratios_around(read):
     run = read(example.records())
     torch = next(row for row in table.as_json(run, "torch")["cases"][0]["rows"] if row["contestant"] == "tensorflow")

@@ -65,6 +65,40 @@ def test_values_become_plain_json(path):
     assert (header["pair"], header["text"], header["5"]) == ([1, None], "µs", True)
 
 
+STATE = {"calls": 9, "kernel_seconds": [1e-6, 2e-6], "span_seconds": [3e-6, 3e-6], "kernels": 2.5, "longest": []}
+DEVICE = {key: block()[key] for key in ("round", "target", "mode", "case")} | {"record": "device", "hot": STATE}
+
+
+def test_times_on_the_device_and_warnings_are_read_with_their_round(path):
+    warning = {"record": "warning", "round": 0, "target": "numpy", "stage": "device", "reason": "x"}
+    with runfile.Writer(path) as writer:
+        for record in (HEADER, DEVICE | {"cold": STATE}, warning):
+            writer.write(record)
+    run = runfile.read(path)
+    assert (run.devices, run.warnings) == ([DEVICE | {"cold": STATE}], [warning])
+    with runfile.Writer(path) as writer:
+        writer.write({"record": "round", "round": 0})  # it is played again
+    run = runfile.read(path)
+    assert (run.devices, run.warnings) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("cold", "problem"),
+    [
+        (None, "'cold' of its 'device' record is null"),
+        ({}, "'kernel_seconds' of its 'device' record holds something else than durations"),
+        (STATE | {"kernel_seconds": []}, "'kernel_seconds' of its 'device' record holds something else"),
+        (STATE | {"span_seconds": [1e-6, "x"]}, "'span_seconds' of its 'device' record holds something else"),
+        (STATE | {"span_seconds": [-1e-6]}, "'span_seconds' of its 'device' record holds something else"),
+        (STATE | {"kernels": None}, "its 'device' record has no number of kernels"),
+    ],
+)
+def test_times_on_the_device_that_are_none_are_damage(tmp_path, cold, problem):
+    path = write(tmp_path / "run.jsonl", [HEADER, DEVICE | {"cold": cold}, block()])
+    with pytest.raises(ValueError, match=problem):
+        runfile.read(path)
+
+
 @pytest.mark.parametrize("cut", [1, 20, -1])
 def test_a_half_written_last_line_is_left_out_and_cut_off(tmp_path, cut):
     path = write(tmp_path / "run.jsonl", [HEADER, block()], json.dumps(block(sweep=1))[:cut])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,10 +13,12 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from shim import cases, cli, environments
+import shim
+from shim import cases, cli, contract, environments
 from shim.measure import clock
+from shim.measure.activities import Activity
+from shim.trace import cupy, naming, session, show
 from shim.trace import events as tracing
-from shim.trace import naming, session, show
 from shim.trace.events import STEP, Event
 
 CASE = "dense/forward_backward/N3-I7-O5/float32"
@@ -142,6 +145,67 @@ def test_a_profiler_that_loses_a_step_is_told(tmp_path, monkeypatch):
         session.profile(*arguments, 3, tmp_path / "trace.json")
     assert not (tmp_path / "trace.json").exists()
     assert {row["op"] for row in session.profile(*arguments, 2, tmp_path / "trace.json")["rows"]} == {"dense"}
+
+
+# ------------------------------------------------------------------------------------------- kernels on a GPU
+
+
+ZERO = 10**18
+
+
+def _launched(number, at, kind, name, start, end, stream=7):
+    """Return the launch and what was launched, times in microseconds from ZERO."""
+    at, start, end = (ZERO + round(1000 * t) for t in (at, start, end))
+    return [
+        Activity("launch", "launch", at, at + 500, 0, number),
+        Activity(kind, name, start, end, 0, number, stream),
+    ]
+
+
+def test_a_kernel_belongs_to_the_op_that_launched_it():
+    calls = [
+        Event("dense", 5, 10, "python", "dense 1"),
+        Event("dense gradient", 20, 10, "python", "dense 1"),
+        Event("update", 40, 10, "python", "optimizer"),
+        Event(STEP, 0, 100, "python"),
+    ]
+    found = [
+        *_launched(3, 60, "memcpy", "memcpy", 80, 81),  # outside of all ops
+        *_launched(1, 6, "kernel", "sm80_xmma_gemm" + "x" * 200, 12, 30),  # it ends after its call does
+        *_launched(2, 22, "kernel", "reduce", 29.5, 40),  # and the next one of its stream starts before that
+        *_launched(4, 41, "kernel", "adam", 25, 45, stream=8),
+    ]
+    events = cupy.events(calls, found, ZERO)
+    assert [(e.op, e.name[:8], e.start, e.duration, e.thread) for e in events if e.name != STEP] == [
+        ("dense 1", "sm80_xmm", 12, 18, "stream/7"),
+        ("optimizer", "adam", 25, 20, "stream/8"),
+        ("dense 1", "reduce", 30, 10, "stream/7"),
+        (None, "memcpy", 80, 1, "stream/7"),
+    ]
+    assert max(len(e.name) for e in events) == cupy.LONGEST
+    nested = tracing.nest(tracing.within_steps(events))
+    tracing.short_threads(nested)
+    found = tracing.totals(nested)
+    assert found["threads"] == pytest.approx({"stream 1": 29e-6, "stream 2": 20e-6})
+    assert found["uncovered"] == pytest.approx((100 - 34) * 1e-6)  # the device waits
+
+
+def test_of_a_graph_only_kernels_of_our_own_say_whose_they_are():
+    launch, *_ = _launched(1, 5, "kernel", "", 0, 0)
+    names = ["lstm_forward", "adam_rows", "average_2", "sm80_xmma_gemm", "adamant"]
+    kernels = [Activity("kernel", n, ZERO + 9000 + 10 * k, ZERO + 9008 + 10 * k, 0, 1) for k, n in enumerate(names)]
+    events = cupy.events([Event(STEP, 0, 100, "python")], [launch, *kernels], ZERO)
+    assert [e.op for e in events[1:]] == ["lstm", "optimizer", "embedding_average", None, None]
+
+
+def test_every_kernel_of_our_own_has_an_op():
+    files = (Path(shim.__file__).parent / "backends" / "kernels").glob("*.cu")
+    names = {name for file in files for name in re.findall(r"^EMULATE\((\w+)\)", file.read_text(), re.MULTILINE)}
+    calls = [Event(STEP, 0, 100, "python")]
+    found = cupy.events(calls, [Activity("kernel", name, ZERO, ZERO + 1) for name in sorted(names)], ZERO)
+    assert len(found) > 10
+    assert {e.name for e in found if e.op is None} == {STEP}
+    assert {e.op for e in found} <= {*contract.OPS, "optimizer", None}
 
 
 # ------------------------------------------------------------------------------------------------------- the command

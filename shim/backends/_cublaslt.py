@@ -126,6 +126,10 @@ class Products:
         self._workspace = cupy.empty(WORKSPACE, "uint8")
         self._plans = {}
 
+    @property
+    def version(self):
+        return self._library.version
+
     def __call__(self, a, b, out, bias=None, rectify=False, add=False):
         """Write a (M, K) times b (K, N) to ``out`` (M, N), plus ``bias`` (N) and rectified; or add it to ``out``.
 

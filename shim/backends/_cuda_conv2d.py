@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from shim.backends import _handwritten
+from shim.backends import _cudnn_ops
+from shim.backends._cuda_dense import rectified_sums
 from shim.contract import same_padding
 
 CHANNELS = (1, 3)  # of images
 TAPS = 27  # weights of an output channel, at most
 BLOCK = 256  # threads
-CONV2D_BLOCKS = 256  # that add up the gradient of a kernel
+CONV2D_BLOCKS = {1: 384, 3: 256}  # that add up the gradient of a kernel, for each number of channels
+PIXELS = 4  # of a line that a thread of these has under way
 
 
 def has_kernels(dtype, r, s, c):
@@ -24,7 +26,7 @@ def conv2d_constants(kernel, stride):
 def conv2d(cuda, work, x, w, b, *, stride=1, padding="valid", activation=None):
     (r, s, c, outputs), (n, height, width, _), xp = w.shape, x.shape, cuda.xp
     if not has_kernels(x.dtype, r, s, c):
-        return _handwritten.conv2d(work, x, w, b, stride=stride, padding=padding, activation=activation)
+        return _cudnn_ops.conv2d(cuda, work, x, w, b, stride=stride, padding=padding, activation=activation)
     (p, top), (q, left) = (_convolved(*axis, stride, padding) for axis in ((height, r), (width, s)))
     launch, sizes = cuda.kernels("conv2d", **conv2d_constants(w.shape, stride)), (n, height, width, p, q)
     sizes, warps, rectify = (*sizes, outputs, top, left), BLOCK // 32, activation == "relu"
@@ -33,16 +35,32 @@ def conv2d(cuda, work, x, w, b, *, stride=1, padding="valid", activation=None):
 
     def pullback(dy, first=True):
         dy, dx, rectified = xp.ascontiguousarray(dy), None, y if rectify else None
-        blocks = min(CONV2D_BLOCKS, _parts(n * p, warps))
+        blocks = min(CONV2D_BLOCKS[c], _parts(n * p * _parts(q, PIXELS), warps))
         sums, shared = xp.empty((blocks, r * s * c + 1, outputs), x.dtype), 4 * BLOCK * (r * s * c + 1)
         launch("conv2d_weights", (blocks, columns), (BLOCK,), x, rectified, dy, sums, *sizes, shared=shared)
         if first:
-            dx = xp.empty(x.shape, x.dtype)
-            launch("conv2d_images", (_parts(n * height, warps),), (BLOCK,), rectified, dy, w, dx, *sizes)
-        total = sums.sum(axis=0)
+            dx, tile = xp.empty(x.shape, x.dtype), image_tile((r, s), stride, (height, width), q)
+            grid, memory = (n, *map(_parts, (height, width), tile)), 4 * (BLOCK + 32) * r * s * c
+            launch("conv2d_images", grid, (BLOCK,), rectified, dy, w, dx, *sizes, *tile, shared=memory)
+        total = rectified_sums(cuda, work, None, sums.reshape(blocks, -1))[1].reshape(-1, outputs)
         return [dx, total[:-1].reshape(w.shape), total[-1]]
 
     return y, pullback
+
+
+def image_tile(kernel, stride, size, q):
+    """Return how many lines and columns of an image depend on no more results than a block has threads."""
+    rows, columns = (kernel[0] - 1) // stride + 1, 32
+    while rows * _seen(columns, kernel[1], stride) > BLOCK:
+        columns //= 2
+    columns = _parts(size[1], _parts(size[1], columns))
+    rows = BLOCK // min(q, _seen(columns, kernel[1], stride))
+    return min(size[0], stride * rows - kernel[0] + 1), columns
+
+
+def _seen(length, kernel, stride):
+    """Return how many results, at most, see some of so many pixels side by side."""
+    return (length + kernel - 2) // stride + 1
 
 
 def _convolved(length, kernel, stride, padding):

@@ -26,7 +26,9 @@ class Replayed:
             try:
                 self._graphs[key] = Graph(self._cupy, self._function, arrays)
             except NotImplementedError as error:
-                warnings.warn(f"steps are launched kernel by kernel, since CuPy cannot record them: {error}", stacklevel=2)
+                warnings.warn(
+                    f"steps are launched kernel by kernel, since CuPy cannot record them: {error}", stacklevel=2
+                )
                 self._graphs[key] = self._function
         return self._graphs[key](*arrays)
 

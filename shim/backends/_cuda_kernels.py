@@ -23,7 +23,7 @@ import numpy as np
 from shim.backends._cuda_device import open_device
 
 FOLDER = Path(__file__).parent / "kernels"
-FILES = ("lstm", "columns", "embedding_average", "conv2d", "optimizers")
+FILES = ("lstm", "columns", "embedding_average", "conv2d", "glue", "optimizers")
 DTYPES = ("float32", "int32", "uint8", "uint64")
 STATIC_LIMIT = 48 << 10  # bytes of shared memory; above, a kernel has to ask for them
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g")

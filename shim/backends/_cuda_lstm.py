@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shim.backends import _handwritten
+from shim.backends import _cudnn_ops
 from shim.backends._cuda_dense import rectified_sums
 
 #: hidden units of the LSTM kernels, rounded up to one of these -> units of a thread, weights that it keeps in registers
@@ -32,14 +32,14 @@ def lstm_launch(padded):
 def lstm(cuda, work, x, w_x, w_h, b, *, return_sequences=False, reverse=False, recurrent_activation="sigmoid"):
     options = {"return_sequences": return_sequences, "recurrent_activation": recurrent_activation}
     if not has_kernels(x.dtype, len(w_h)):
-        return _handwritten.lstm(work, x, w_x, w_h, b, reverse=reverse, **options)
+        return _cudnn_ops.lstm(cuda, work, x, w_x, w_h, b, reverse=reverse, **options)
     return _recurrence(cuda, work, x, [(w_x, w_h, b)], [reverse], **options)
 
 
 def bilstm(cuda, work, x, *weights, return_sequences=False, recurrent_activation="sigmoid"):
     options = {"return_sequences": return_sequences, "recurrent_activation": recurrent_activation}
     if not has_kernels(x.dtype, len(weights[1])):
-        return _handwritten.bilstm(work, x, *weights, **options)
+        return _cudnn_ops.bilstm(cuda, work, x, *weights, **options)
     return _recurrence(cuda, work, x, [weights[:3], weights[3:]], [False, True], **options)
 
 

@@ -7,16 +7,18 @@ kernels, they leave it to those functions.
 
 from __future__ import annotations
 
+import copy
 import functools
 
-from shim.backends import _cuda_conv2d, _cuda_dense, _cuda_lstm, _cuda_tables, _cuda_updates
+from shim.backends import _cuda_conv2d, _cuda_dense, _cuda_glue, _cuda_lstm, _cuda_tables, _cuda_updates
 from shim.backends._cuda_kernels import Kernels
 
 OPS = {
     function.__name__: function
     for function in (
         _cuda_dense.dense, _cuda_conv2d.conv2d, _cuda_lstm.lstm, _cuda_lstm.bilstm, _cuda_tables.embedding_average,
-        _cuda_tables.embedding,
+        _cuda_tables.embedding, _cuda_glue.max_pool2d, _cuda_glue.relu, _cuda_glue.dropout, _cuda_glue.batch_norm,
+        _cuda_glue.softmax_cross_entropy, _cuda_glue.sigmoid_cross_entropy,
     )
 }  # fmt: skip
 
@@ -33,18 +35,28 @@ def has_kernels(op, dtype, **dims):
 class CudaOps:
     """Ops over an array module ``xp``, with kernels that ``load(kernels)`` makes ready to launch.
 
-    ``product`` is called like :class:`shim.backends._cublaslt.Products`; without it array functions multiply.
-
-    With ``deterministic`` the gradient of a table sums in one order, which takes a sort of the ids.
+    ``product`` is called like :class:`shim.backends._cublaslt.Products`; without it array functions multiply. ``cudnn``
+    is a :class:`shim.backends._cudnn.Cudnn` or None. With ``deterministic`` the gradient of a table sums in one order,
+    which takes a sort of the ids. ``step`` is what a trainer counts its steps in, on the device.
     """
 
-    def __init__(self, xp, load=Kernels.on_gpu, product=None, deterministic=False):
-        self.xp, self.deterministic = xp, deterministic
+    def __init__(self, xp, load=Kernels.on_gpu, product=None, cudnn=None, deterministic=False):
+        self.xp, self.cudnn, self.deterministic = xp, cudnn, deterministic
         self.product = product or _cuda_dense.ArrayProducts(xp)
+        self.step = None
         self._load = functools.cache(lambda name, constants: load(Kernels(name, **dict(constants))))
+        self._bind()
+
+    def _bind(self):
         for name, function in OPS.items():
             setattr(self, name, functools.partial(function, self))
         self.update = functools.partial(_cuda_updates.update, self)
+
+    def of_a_trainer(self):
+        """Return the same with a ``step`` of its own."""
+        other = copy.copy(self)
+        other._bind()
+        return other
 
     def kernels(self, name, **constants):
         """Return the kernels of a file, ready to launch: a :class:`shim.backends._cuda_kernels.Module`."""

@@ -2,13 +2,61 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import numpy as np
+
 from shim.backends import _handwritten
-from shim.backends._handwritten import Rows
 
 VECTORS = (4, 2, 1)  # floats that a thread reads at once
 BLOCK = 256  # threads
 WIDEST = 1024  # threads of a block that averages one sample
 POSITIONS_OF_GROUP = 4  # that one group of lanes has under way
+LONGEST = {"average": 32, "single": 8}  # equal neighbours added at once: of one gradient, and of one each
+PIECE = 64  # positions of a run that are added one after the other
+
+
+class Touched:
+    """The gradient of a table in a buffer ``values`` (V, W) that is zero but in rows whose ``stamps`` (V) are ``step``.
+
+    ``ids`` holds every such row, some more than once unless ``unique``. The step of the optimizer that takes the
+    gradient clears the buffer with ``clears``, so each gradient must be taken once.
+    """
+
+    __array_ufunc__ = None  # an array leaves the sum to __radd__
+
+    def __init__(self, values, stamps, ids, step, unique=False, clears=True):
+        self.values, self.stamps, self.ids, self.step = values, stamps, ids, step
+        self.unique, self.clears = unique, clears
+
+    def __add__(self, other):
+        """Return the sum with another gradient of the same table, which is dense."""
+        return self._taken() + (other._taken() if isinstance(other, Touched) else other)
+
+    __radd__ = __add__
+
+    def _taken(self):
+        values = self.values
+        if self.clears:
+            values = values.copy()
+            self.values.fill(0)
+        return values
+
+
+def touched(xp, gradient, to_device):
+    """Return a NumPy gradient as :class:`Touched` that may be taken again and again: it is not cleared."""
+    ids = np.flatnonzero(gradient.any(axis=1)).astype(np.int32)
+    stamps = np.zeros(len(gradient), np.int32)
+    stamps[ids] = 1
+    arrays = map(to_device, (gradient, stamps, ids))
+    return Touched(*arrays, xp.ones(1, "int32"), unique=True, clears=False)
+
+
+def step_of(cuda):
+    """Return the number of the training step on the device, ``cuda.step``; 1 before anything else is set."""
+    if getattr(cuda, "step", None) is None:
+        cuda.step = cuda.xp.ones(1, "int32")
+    return cuda.step
 
 
 def lanes(width):
@@ -51,27 +99,51 @@ def embedding(cuda, work, ids, table, *, table_gradient="dense"):
 def _table_gradient(cuda, work, ids, table, dy, shares, padding, table_gradient):
     """Return the gradient of a table: ``dy`` (N, width), times the share (N) of each position (N, T) in it."""
     xp, (n, t), width, flat = cuda.xp, ids.shape, table.shape[1], ids.reshape(-1)
-    launch, (lane_count, vector) = cuda.kernels("embedding_average"), lanes(width)
-    dy, grid = xp.ascontiguousarray(dy), (_parts(n * t, BLOCK // lane_count),)
-
-    def sum_runs(order, slots, rows):
-        args = order, slots, shares, dy, rows, n * t, t, width, lane_count
-        launch(f"sum_runs_{vector}", grid, (BLOCK,), *args)
-        return rows
-
+    dy = xp.ascontiguousarray(dy)
     if table_gradient == "rows":
-        order, slots, unique = _runs(xp, flat, padding)
-        return Rows([(unique, sum_runs(order, slots, xp.empty((len(unique), width), dy.dtype)))])
-    a = work(_handwritten.dense_gradient, *table.shape, table.dtype)
-    a.values[a.touched] = 0
-    a.touched = flat
-    if cuda.deterministic:
-        order = _sorted(xp, flat)
-        slots = xp.where(flat[order] == padding, -1, flat[order]).astype("int32")
-        return sum_runs(order, slots, a.values)
-    args = ids, shares, dy, a.values, n * t, t, width, padding, lane_count
-    launch(f"scatter_{vector}", grid, (BLOCK,), *args)
-    return a.values
+        a, step = work(_untouched, *table.shape, table.dtype), step_of(cuda)
+        result = Touched(a.values, a.stamps, flat, step)
+    else:
+        a, step = work(_dense, *table.shape, table.dtype), None
+        if a.touched is None or len(a.touched) != len(flat):
+            a.values.fill(0)
+            a.touched = xp.empty(len(flat), "int32")
+        else:
+            a.values[a.touched] = 0
+        result = a.values
+    launch, (lane_count, vector) = cuda.kernels("embedding_average"), lanes(width)
+    groups = BLOCK // lane_count
+    if not cuda.deterministic:
+        longest = LONGEST["single" if t == 1 else "average"]
+        args = ids, shares, dy, a.values, a.touched, a.stamps, step, n * t, t, width, padding, lane_count, longest
+        launch(f"scatter_{vector}", (_parts(n * t, groups),), (BLOCK,), *args)
+        return result
+    if a.touched is not None:
+        a.touched[...] = flat
+    order = xp.argsort(flat, kind="stable").astype("int32")
+    keys, parts = flat[order], xp.empty((_parts(n * t, PIECE), width), dy.dtype)
+    args = order, keys, shares, dy, a.values, parts, a.stamps, step, n * t, t, width, padding, lane_count
+    launch(f"sum_runs_{vector}", (_parts(n * t, groups),), (BLOCK,), *args)
+    args = keys, parts, a.values, n * t, width, padding, lane_count
+    launch(f"join_runs_{vector}", (_parts(len(parts), groups),), (BLOCK,), *args)
+    return result
+
+
+def descend(cuda, p, g, rate):
+    """Move the rows of a table that a gradient of :class:`Touched` names, by a learning rate on the device."""
+    lane_count, vector = lanes(p.shape[1])
+    stamps = None if g.unique else g.stamps
+    args = p, g.ids, g.values, stamps, g.step, rate, g.ids.size, p.shape[1], lane_count, int(g.clears)
+    grid = (_parts(g.ids.size, BLOCK // lane_count),)
+    cuda.kernels("embedding_average")(f"descend_{vector}", grid, (BLOCK,), *args)
+
+
+def _untouched(xp, keep, rows, width, dtype):
+    return SimpleNamespace(values=xp.zeros((rows, width), dtype), stamps=xp.zeros(rows, "int32"), touched=None)
+
+
+def _dense(xp, keep, rows, width, dtype):
+    return SimpleNamespace(values=xp.empty((rows, width), dtype), stamps=None, touched=None)
 
 
 def _ones(xp, keep, size, dtype):
@@ -84,17 +156,3 @@ def _parts(size, part):
 
 def _rounded_up(size, part):
     return -(-size // part) * part
-
-
-def _sorted(xp, ids):
-    return xp.argsort(ids, kind="stable").astype("int32")
-
-
-def _runs(xp, ids, padding):
-    """Return the positions sorted by id, for each of them the number of its run or -1, and the id of each run."""
-    order = _sorted(xp, ids)
-    keys = ids[order]
-    kept = keys != padding
-    heads = kept.copy()
-    heads[1:] &= keys[1:] != keys[:-1]
-    return order, xp.where(kept, xp.cumsum(heads) - 1, -1).astype("int32"), keys[heads]

@@ -1,49 +1,101 @@
-"""The optimizers' steps, each as one launch of a kernel of ``optimizers.cu``."""
+"""The optimizers' steps on the kernels of ``optimizers.cu``: all dense weights of a model in one launch."""
 
 from __future__ import annotations
 
+import math
+
 from shim.backends import _updates
+from shim.backends._cuda_tables import Touched, descend
 from shim.backends._handwritten import Rows
 from shim.models import optimizers
 
 BLOCK = 256  # threads
-PER_THREAD = 4  # elements of a weight
+CHUNK = 4 * BLOCK  # elements of a weight for a block
+WEIGHTS = 16  # of one launch
+NARROWEST = 3  # rows of which four neighbours lie in two at most
+
+
+class Steps:
+    """What differs from one training step to the next, on the device.
+
+    ``step`` holds the number of the step, from 1 on, and ``rate`` its learning rate, for :func:`update_all`. Both stay
+    the same arrays, so a captured step goes on with them.
+    """
+
+    def __init__(self, cuda, optimizer, count=0):
+        self._cuda, self._optimizer = cuda, optimizer
+        self.step, self.rate = cuda.xp.empty(1, "int32"), cuda.xp.empty(1, "float32")
+        self.set(count)
+
+    def set(self, count):
+        """Make the step after ``count`` others the next one."""
+        self.step.fill(count + 1)
+        self.rate.fill(_rate(self._optimizer, count))
+
+    def advance(self, generator=None):
+        """Go on to the next step in one launch, and with the generator past the words taken in this step."""
+        o, state, words = self._optimizer, None, 0
+        if generator is not None:
+            state, words = generator.array, generator.begin()
+        logarithms = [math.log(beta) if o.name == "adam" else 0.0 for beta in (o.beta_1, o.beta_2)]
+        args = self.step, self.rate, state, float(o.learning_rate), float(o.decay), *logarithms, words
+        self._cuda.kernels("optimizers")("next_step", (1,), (1,), *args)
 
 
 def update(cuda, optimizer, xp, step, p, g, states):
     """Update a weight and its states in place as :func:`shim.models.optimizers.update` does.
 
-    A gradient of :class:`Rows` is for descent, which moves those rows only, and for Adam, which moves all.
+    A gradient of :class:`Touched` or :class:`Rows` is for descent, which moves those rows only, and for Adam.
     """
-    if p.dtype != "float32":
+    if p.dtype != "float32" or isinstance(g, Rows):
         _updates.update(optimizer, xp, step, p, g, states)
         return
-    launch, name = cuda.kernels("optimizers"), optimizer.name
-    rate = optimizers.adam_rate if name == "adam" else optimizers.rate
-    constants = [float(rate(optimizer, step))]
-    if name == "adam":
-        constants += [1 - optimizer.beta_1, 1 - optimizer.beta_2, optimizer.epsilon]
-    elif name != "sgd":
-        constants += [1 - optimizer.rho, optimizer.epsilon]
-    size = p.size
-    if isinstance(g, Rows):
-        name, (places, g) = f"{name}_rows", g.summed(xp)
-        places = places.astype("int32", copy=False)
-        if optimizer.name == "adam":
-            places = _slots(xp, len(p), places)
+    update_all(cuda, optimizer, [p], [g], [states], xp.full(1, _rate(optimizer, step), "float32"))
+
+
+def update_all(cuda, optimizer, weights, gradients, states, rate):
+    """Update weights of float32 and their states in place, by a learning rate on the device.
+
+    All dense gradients take one launch for each sixteen of them, those of :class:`Touched` one each.
+    """
+    launch, constants, dense = cuda.kernels("optimizers"), _constants(optimizer), []
+    for p, g, slots in zip(weights, gradients, states, strict=True):
+        if not isinstance(g, Touched):
+            dense.append((p, cuda.xp.ascontiguousarray(g), slots))
+        elif optimizer.name == "sgd":
+            descend(cuda, p, g, rate)
         else:
-            size = g.size
-        args = p, places, g, *states, size, p.shape[1], *constants
-    else:
-        args = p, xp.ascontiguousarray(g), *states, size, *constants
-    launch(name, (_parts(size, BLOCK * PER_THREAD),), (BLOCK,), *args)
+            _adam_touched(launch, p, g, slots, rate, constants)
+    for start in range(0, len(dense), WEIGHTS):
+        blocks, args = 0, []
+        for p, g, slots in dense[start : start + WEIGHTS]:
+            args += [p, g, *slots, *[None] * (2 - len(slots)), p.size, blocks]
+            blocks += -(-p.size // CHUNK)
+        args += [None, None, None, None, 0, -1] * (WEIGHTS - len(args) // 6)
+        launch(optimizer.name, (blocks,), (BLOCK,), *args, rate, *constants)
 
 
-def _parts(size, part):
-    return max(1, -(-size // part))
+def _adam_touched(launch, p, g, states, rate, constants):
+    width = p.shape[1]
+    vector = 4 if p.size % 4 == 0 and width >= NARROWEST else 1
+    args = p, g.values, g.stamps, g.step, *states, rate, p.size, *_reciprocal(width), int(g.clears)
+    launch(f"adam_touched_{vector}", (-(-p.size // (BLOCK * vector)),), (BLOCK,), *args, *constants)
 
 
-def _slots(xp, rows, ids):
-    slots = xp.full(rows, -1, "int32")
-    slots[ids] = xp.arange(len(ids), dtype="int32")
-    return slots
+def _reciprocal(width):
+    """Return a factor of 32 bits, as a signed number, and a shift that divide integers below 2**31 by a width."""
+    shift = 31 + (width - 1).bit_length()
+    factor = -(-(2**shift) // width)
+    return factor - 2**32 if factor >= 2**31 else factor, shift
+
+
+def _rate(optimizer, step):
+    return float((optimizers.adam_rate if optimizer.name == "adam" else optimizers.rate)(optimizer, step))
+
+
+def _constants(optimizer):
+    if optimizer.name == "sgd":
+        return []
+    if optimizer.name == "adam":
+        return [1 - optimizer.beta_1, 1 - optimizer.beta_2, optimizer.epsilon]
+    return [1 - optimizer.rho, optimizer.epsilon]

@@ -10,25 +10,31 @@ from __future__ import annotations
 
 import functools
 import sys
+import warnings
 
 import cupy
 import numpy as np
 
 from shim.backends import _cuda_device, _cuda_ops, _handwritten
 from shim.backends._cublaslt import Products
-from shim.backends._cuda_kernels import Kernels
-from shim.backends._handwritten_programs import Programs, Trainer, define_ops
+from shim.backends._cuda_glue import SplitMix64
+from shim.backends._cuda_graph import Replayed
+from shim.backends._cuda_ops import CudaOps
+from shim.backends._cuda_trainer import Trainer
+from shim.backends._cudnn import Cudnn
+from shim.backends._cudnn_library import CudnnUnavailable
+from shim.backends._handwritten_programs import Programs, define_ops
 from shim.protocol import check_choice, program
 
 DEVICES = ("cuda",)
-MODES = ("eager",)
+MODES = ("graph", "eager")  # in both, ops alone are launched one by one
 PRECISIONS = ("float32", "tf32")
 
 #: As much as this many caches of a CPU in one pass: up to 256 MB of patches of images.
 SCALE = 2**8
 
 _module = sys.modules[__name__]
-_programs = None
+_cuda = _programs = None
 
 
 def setup(device="cuda", precision="float32", threads=None):
@@ -36,19 +42,25 @@ def setup(device="cuda", precision="float32", threads=None):
 
     Raises :class:`shim.backends._cuda_device.GpuUnavailable` where there is no GPU to use, saying what mends it.
     """
-    global _programs
+    global _cuda, _programs
     check_choice("device", device, DEVICES)
     check_choice("precision", precision, PRECISIONS)
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
-    _programs = _opened(precision)
+    _cuda = _opened(precision)
+    _programs = programs(_cuda)
 
 
 def _opened(precision):
-    """Return the programs of the GPU, opened with this precision of products."""
+    """Return the ops of the GPU, opened with this precision of products."""
     _cuda_device.open_device()
     _choose_precision(precision)
-    return programs(cupy, product=Products(cupy, precision == "tf32"))
+    try:
+        cudnn = Cudnn(cupy, precision)
+    except CudnnUnavailable as error:
+        warnings.warn(str(error), stacklevel=2)
+        cudnn = None
+    return CudaOps(cupy, product=Products(cupy, precision == "tf32"), cudnn=cudnn)
 
 
 def _choose_precision(precision):
@@ -65,9 +77,14 @@ def _precision():
     return "tf32" if linalg.get_compute_type("float32") == linalg.COMPUTE_TYPE_TF32 else "float32"
 
 
-def to_device(value):
+def _open():
+    """Set up with the defaults, unless that has been done."""
     if _programs is None:
         setup()
+
+
+def to_device(value):
+    _open()
     return cupy.array(value, order="C")
 
 
@@ -80,36 +97,10 @@ def synchronize(outputs):
     cupy.cuda.Device().synchronize()
 
 
-class SplitMix64:
-    """Steele, Lea and Flood's generator (2014), all words at once, since its k-th state is known beforehand.
-
-    CuPy's own generators do not show their state, so that no training could go on from a checkpoint.
-    """
-
-    STEP = 0x9E3779B97F4A7C15
-    MIXING = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
-
-    def __init__(self, xp, seed=None):
-        self._xp = xp
-        self.state = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
-
-    def words(self, size):
-        z = self._xp.arange(1, size + 1, dtype=np.uint64)
-        z *= np.uint64(self.STEP)
-        z += np.uint64(self.state)
-        for shift, factor in self.MIXING:
-            z ^= z >> np.uint64(shift)
-            z *= np.uint64(factor)
-        z ^= z >> np.uint64(31)
-        self.state = np.uint64((int(self.state) + size * self.STEP) % 2**64)
-        return z
-
-
-def programs(xp, load=Kernels.on_gpu, product=None):
-    """Return what this backend computes with: an array module, and what makes kernels ready to launch."""
-    kernels = _cuda_ops.CudaOps(xp, load, product)
-    ops = _handwritten.OPS | {name: getattr(kernels, name) for name in _cuda_ops.OPS}
-    return Programs(xp, ops, kernels.update, functools.partial(SplitMix64, xp), SCALE)
+def programs(cuda):
+    """Return what this backend computes with, on the ops of a :class:`shim.backends._cuda_ops.CudaOps`."""
+    ops = _handwritten.OPS | {name: getattr(cuda, name) for name in _cuda_ops.OPS}
+    return Programs(cuda.xp, ops, cuda.update, functools.partial(SplitMix64, cuda.xp), SCALE)
 
 
 define_ops(_module)
@@ -120,17 +111,29 @@ define_ops(_module)
 
 @program
 def forward(op, options, mode):
+    _open()
     return _programs.forward(op, options)
 
 
 @program
 def forward_backward(op, options, mode, first=True):
+    _open()
     return _programs.forward_backward(op, options, first)
 
 
 def trainer(model, params, optimizer, mode, seed=0):
     check_choice("mode", mode, MODES)
-    return Trainer(_programs, _module, model, params, optimizer, seed)
+    _open()
+    cuda, record = _cuda.of_a_trainer(), _recorded if mode == "graph" else _launched
+    return Trainer(programs(cuda), cuda, _module, model, params, optimizer, seed, record)
+
+
+def _recorded(function):
+    return Replayed(cupy, function)
+
+
+def _launched(function):
+    return function
 
 
 # ------------------------------------------------------------------------------------------------ what was used
@@ -139,30 +142,43 @@ def trainer(model, params, optimizer, mode, seed=0):
 def implementation(case, mode=MODES[0]):
     """Name the path by the conditions that the ops themselves go by."""
     if case.is_model:
-        rows = dict(case.options).get("table_gradient") == "rows"
-        steps = "own kernel for the optimizer" if case.dtype == "float32" else "array functions for the optimizer"
-        return f"tape of hand-written ops, {steps}" + (", descent on the rows in use" if rows else "")
-    if _cuda_ops.has_kernels(case.op, case.dtype, **dict(case.dims)):
-        return {
-            "lstm": "own kernel for the recurrence, cuBLAS product",
-            "bilstm": "own kernel for both recurrences, cuBLAS product",
-            "embedding_average": "own kernels; gradient: atomic additions",
-            "embedding": "take; gradient: own kernel of atomic additions",
-            "conv2d": "own kernels for few channels, bias and rectifier in them",
-        }[case.op]
-    return {
-        "dense": "cuBLAS product",
-        "conv2d": "patches, cuBLAS product",
-        "lstm": "loop over steps, cuBLAS product",
-        "bilstm": "loop over steps, both directions stacked, cuBLAS product",
-        "embedding_average": "take and vector product; gradient: counts of unique ids",
-        "embedding": "take; gradient: sort and pairwise sums",
-        "max_pool2d": "maximum of strided views",
-    }.get(case.op, "array functions")
+        if case.dtype != "float32":
+            return "tape of hand-written ops, array functions for the optimizer"
+        rows = ", descent on the rows in use" if dict(case.options).get("table_gradient") == "rows" else ""
+        launched = "one CUDA graph" if mode == "graph" else "launched kernel by kernel"
+        return f"tape of hand-written ops, own kernels for the optimizer{rows}, {launched}"
+    kernels = _cuda_ops.has_kernels(case.op, case.dtype, **dict(case.dims))
+    if not kernels and case.dtype == "float32" and case.op in ("conv2d", "lstm", "bilstm") and _cuda.cudnn:
+        return "cuDNN convolution" if case.op == "conv2d" else "cuDNN LSTM"
+    return (KERNELS if kernels else ARRAY_FUNCTIONS).get(case.op, "own kernels" if kernels else "array functions")
+
+
+KERNELS = {
+    "dense": "cuBLASLt product with bias and rectifier, own kernel for the gradient of the bias",
+    "lstm": "own kernel for the recurrence, cuBLASLt product",
+    "bilstm": "own kernel for both recurrences, cuBLASLt product",
+    "embedding_average": "own kernels; gradient: atomic additions",
+    "embedding": "take; gradient: own kernel of atomic additions",
+    "conv2d": "own kernels for few channels, bias and rectifier in them",
+}
+ARRAY_FUNCTIONS = {
+    "dense": "cuBLAS product",
+    "conv2d": "patches, cuBLAS product",
+    "lstm": "loop over steps, cuBLAS product",
+    "bilstm": "loop over steps, both directions stacked, cuBLAS product",
+    "embedding_average": "take and vector product; gradient: counts of unique ids",
+    "embedding": "take; gradient: sort and pairwise sums",
+    "max_pool2d": "maximum of strided views",
+}
 
 
 def describe():
+    _open()
     device, libraries = _cuda_device.describe(cupy)
+    libraries |= {
+        "cuDNN": str(_cuda.cudnn.library.version) if _cuda.cudnn else "none",
+        "cuBLASLt": str(_cuda.product.version),
+    }
     return {
         "device": device,
         "precision": _precision(),

@@ -18,7 +18,7 @@ from jax import lax
 from jax._src.xla_bridge import backends_are_initialized
 
 from shim import contract
-from shim.backends import _jax_lstm, _jax_trainer
+from shim.backends import _jax_trainer
 from shim.protocol import check_choice, op, program
 
 jax.config.update("jax_enable_x64", True)
@@ -102,17 +102,11 @@ def conv2d(x, w, b, *, stride=1, padding="valid", activation=None):
     return jax.nn.relu(y) if activation == "relu" else y
 
 
-def _by_cudnn(x, recurrent_activation):
-    return _platform == "cuda" and x.dtype == jnp.float32 and recurrent_activation == "sigmoid"
-
-
 @op
 def lstm(x, w_x, w_h, b, *, return_sequences=False, reverse=False, recurrent_activation="sigmoid"):
-    """cuDNN's, or else ``lax.scan`` over time. On a CPU both products are in its step: that of the whole sequence at
-    once and its gradient are large arrays, which take longer to write and read than small ones. Unrolling does not
-    help."""
-    if _by_cudnn(x, recurrent_activation):
-        return _jax_lstm.lstm(x, (w_x, w_h, b), return_sequences=return_sequences, reverse=reverse)
+    """``lax.scan`` over time. On a CPU both products are in its step: that of the whole sequence at once and its
+    gradient are large arrays, which take longer to write and read than small ones. Unrolling does not help. On a GPU
+    cuDNN's LSTM, ``jax.experimental.rnn``, makes training steps of these models twice as long."""
     sigmoid = jax.nn.sigmoid if recurrent_activation == "sigmoid" else lambda z: jnp.clip(0.2 * z + 0.5, 0, 1)
     in_step = _platform == "cpu"
 
@@ -135,10 +129,7 @@ def lstm(x, w_x, w_h, b, *, return_sequences=False, reverse=False, recurrent_act
 def bilstm(
     x, w_x, w_h, b, w_x_reverse, w_h_reverse, b_reverse, *, return_sequences=False, recurrent_activation="sigmoid"
 ):
-    """One call of cuDNN, or two scans, which XLA is free to run at the same time."""
-    if _by_cudnn(x, recurrent_activation):
-        reverse = w_x_reverse, w_h_reverse, b_reverse
-        return _jax_lstm.lstm(x, (w_x, w_h, b), reverse, return_sequences=return_sequences)
+    """Two scans, which XLA is free to run at the same time."""
     options = {"return_sequences": return_sequences, "recurrent_activation": recurrent_activation}
     forwards = lstm.bare(x, w_x, w_h, b, **options)
     backwards = lstm.bare(x, w_x_reverse, w_h_reverse, b_reverse, reverse=True, **options)
@@ -263,7 +254,6 @@ def gradients_of(model, mode):
 _LIBRARIES = {"__ynn": "YNNPACK", "__onednn": "oneDNN", "__cudnn": "cuDNN", "__cublas": "cuBLAS"}
 #: how the target of a custom call begins -> what it is
 _CALLS = {
-    "cudnn_rnn": "cuDNN LSTM through jax.experimental.rnn",
     "__cudnn$conv": "convolution by cuDNN",
     "__cublas": "dot by cuBLAS",
 }

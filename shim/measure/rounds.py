@@ -29,6 +29,7 @@ WAITING = 0.75  # seconds that may be spent on waiting for a faster machine, for
 WHOLE = 8
 NARROW = 0.045
 MORE = 4
+process.TIMEOUTS.setdefault("device", 300.0)
 
 
 class Progress(Protocol):
@@ -78,7 +79,10 @@ class Rounds:
         self._left_out: set[tuple[str, str | None, str | None]] = set()  # for good
         self._deaths: Counter[tuple[str, str | None, str | None]] = Counter()
         self._versions: dict[str, Any] = {}
+        self._asked: set[tuple[str, str | None, str | None]] = set()  # for times on the device: rows, or whole targets
         if earlier:
+            whole = {record["round"] for record in earlier.rounds if record["record"] == "round_end"}
+            self._asked |= {(d["target"], d["mode"], d["case"]) for d in earlier.devices if d["round"] in whole}
             self._left_out |= {(f["target"], f.get("mode"), f.get("case")) for f in earlier.failures if f["left_out"]}
             self._versions |= {w["target"]: w["describe"]["versions"] for w in earlier.workers}
 
@@ -196,6 +200,8 @@ class Rounds:
             self._play_blocks(number)
             if number < CEILINGS:
                 self._measure_ceilings()
+            if self.config["device"] == "cuda":
+                self._measure_device()
             self.kill()
             waited = self._pace.waited - waited
             self.record({"record": "round_end", "round": number, "waited_seconds": waited})
@@ -240,6 +246,30 @@ class Rounds:
                 self.record(
                     {"record": "warning"} | self._row(target, mode, None) | {"reason": f"ceilings: {reply['reason']}"}
                 )
+
+    def _measure_device(self) -> None:
+        """Let each row that is ready, and was not in a round before, be timed on the GPU itself.
+
+        This comes last in a round: CUPTI, once loaded, would be in the way of blocks.
+        """
+        for target, mode, case in sorted(self._ready - self._asked):
+            if target not in self._workers or (target, None, None) in self._asked:
+                continue
+            self.progress.advance(f"{self._title()}, device times of {target}", 0)
+            self._asked.add((target, mode, case))
+            try:
+                reply = self._workers[target].ask("device", case=case, mode=mode)
+            except process.WorkerDied as error:
+                self._workers.pop(target).kill()
+                reply = {"ok": False, "stage": "device", "reason": f"the worker {error}"}
+            if reply.pop("ok"):
+                self.record({"record": "device"} | self._row(target, mode, case) | reply)
+                continue
+            row = self._row(target, mode, case)
+            if reply["stage"] == "unavailable":  # in its other cases as well, and one warning will do
+                self._asked.add((target, None, None))
+                row = self._row(target, None, None)
+            self.record({"record": "warning"} | row | {"stage": "device", "reason": reply["reason"]})
 
     def _undecided(self, number: int) -> tuple[list[str], dict[str, list[str]]]:
         """Return the cases of a round, and for those in which not all take part the contestants that do.

@@ -42,6 +42,8 @@ class Run:
     failures: list[Record] = field(default_factory=list)
     epochs: list[Record] = field(default_factory=list)
     ceilings: list[Record] = field(default_factory=list)
+    devices: list[Record] = field(default_factory=list)
+    warnings: list[Record] = field(default_factory=list)
     end: Record | None = None
 
     @property
@@ -59,6 +61,8 @@ _LISTS = {
     "failure": "failures",
     "epoch": "epochs",
     "ceiling": "ceilings",
+    "device": "devices",
+    "warning": "warnings",
 }
 _NUMBER = (int, float)
 _ROW = {"round": int, "target": str, "mode": str, "case": str}
@@ -71,6 +75,7 @@ _NEEDED: dict[str, dict[str, Any]] = {
     "block": _ROW | {"sweep": int, "seconds": list, "cpu_seconds": _NUMBER, "wall_seconds": _NUMBER},
     "failure": {"target": str, "reason": str},
     "epoch": {"target": str, "mode": str, "model": str, "epoch": int},
+    "device": _ROW | {"hot": dict, "cold": dict},
     "ceiling": {"round": int, "target": str, "mode": str, "call_seconds": dict},
 }
 
@@ -118,8 +123,18 @@ def _check(record: Record) -> None:
             raise ValueError(f"its {kind!r} record has no {name!r}")
         if not isinstance(record[name], kinds):
             raise ValueError(f"{name!r} of its {kind!r} record is {json.dumps(record[name])[:60]}")
-    if kind == "block" and not all(isinstance(value, _NUMBER) and value >= 0 for value in record["seconds"]):
+    if kind == "block" and not _are_durations(record["seconds"]):
         raise ValueError("'seconds' of its 'block' record holds something else than durations")
+    for state in (record["hot"], record["cold"]) if kind == "device" else ():
+        for name in ("kernel_seconds", "span_seconds"):
+            if not (state.get(name) and _are_durations(state[name])):
+                raise ValueError(f"{name!r} of its 'device' record holds something else than durations")
+        if not isinstance(state.get("kernels"), _NUMBER):
+            raise ValueError("its 'device' record has no number of kernels")
+
+
+def _are_durations(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, _NUMBER) and value >= 0 for value in values)
 
 
 def _refuse(constant: str) -> NoReturn:

@@ -2,9 +2,9 @@
 
 Started by :mod:`shim.measure.process` with the interpreter of the target's environment. Its environment variables
 and CPUs are set before the framework is imported. Requests are ``{"command": "load" | "prepare" | "calibrate" |
-"block" | "ceilings" | "pace" | "profile" | "quit", ...}``; each is answered by ``{"ok": true, ...}`` or ``{"ok":
-false, "stage", "reason"}``, and a failure is never the end of the process. The end of standard input is. While a
-request is answered, idle CPUs are kept awake.
+"block" | "device" | "ceilings" | "pace" | "profile" | "quit", ...}``; each is answered by ``{"ok": true, ...}`` or
+``{"ok": false, "stage", "reason"}``, and a failure is never the end of the process. The end of standard input is. While
+a request is answered, idle CPUs are kept awake.
 """
 
 from __future__ import annotations
@@ -156,6 +156,16 @@ class Session:
             "wall_seconds": sum(wall),
             "rewarm_seconds": rewarm_seconds,
         }
+
+    def device(self, case: str, mode: str) -> dict[str, Any]:
+        """Measure what a case that is ready takes on the GPU itself; blocks after it would be timed under CUPTI."""
+        from shim.measure import activities, device
+
+        prepared = self.ready[case, mode][0]
+        try:
+            return device.measure(prepared.call, prepared.synchronize)
+        except activities.DeviceClockUnavailable as error:
+            raise Failed("unavailable", error) from error
 
     def ceilings(self, mode: str, dtypes: list[str], device: str, threads: int) -> dict[str, Any]:
         """Measure what this machine can do at most."""

@@ -13,7 +13,7 @@ from shim import statistics
 from shim.explain import ceilings
 from shim.measure.clock import CPU_LATENCY
 from shim.measure.pace import SLOWER
-from shim.report import colours, words
+from shim.report import colours, device, words
 
 NOT_MEASURED = "not measured"
 Labels = dict[tuple[str, str | None], str]
@@ -28,6 +28,7 @@ class Entry:
     parity: float | None = None
     note: str = ""
     limit: ceilings.Limit | None = None
+    device: device.DeviceTimes | None = None
 
     @property
     def seconds(self) -> float:
@@ -64,6 +65,11 @@ class CaseResult:
     def entry(self, contestant: str) -> Entry | None:
         """Return what there is of a contestant."""
         return next((entry for entry in self.entries if entry.contestant == contestant), None)
+
+    def kernel_ratio(self, contestant: str, baseline: str) -> float | None:
+        """Return the kernel time of a contestant divided by that of the baseline, where both have one."""
+        own, other = (entry.device if (entry := self.entry(name)) else None for name in (contestant, baseline))
+        return own.kernel / other.kernel if own and other and other.kernel else None
 
     @property
     def unit(self) -> words.Unit:
@@ -118,6 +124,11 @@ class Summary:
     trainings: tuple[Training, ...]
     failures: tuple[dict[str, Any], ...]
     warnings: tuple[str, ...]
+
+    @property
+    def on_device(self) -> bool:
+        """Whether any row has times on a GPU itself."""
+        return any(entry.device for case in self.cases for entry in case.entries)
 
     @property
     def groups(self) -> dict[str, list[CaseResult]]:
@@ -177,12 +188,13 @@ def _case_results(
             parities[key] = max(float(worst), parities.get(key, 0.0))
     entries: dict[str, dict[str, Entry]] = {case: {} for case in config.get("cases", ()) if not run.epochs}
     rows = statistics.rows(run, baseline or None)
-    limits = ceilings.limits(run, rows)
+    limits, on_device = ceilings.limits(run, rows), device.times(run, labels)
     for row in rows:
         note = _failure_of(row.target, row.mode, row.case, failures)
         parity = parities.get((row.case, row.target, row.mode))
+        at = row.case, row.contestant
         entries.setdefault(row.case, {})[row.contestant] = Entry(
-            row.contestant, row, parity, note, limits.get((row.case, row.contestant))
+            row.contestant, row, parity, note, limits.get(at), on_device.get(at)
         )
     planned = [(entry["target"], entry.get("mode")) for entry in config.get("targets", ())]
     for case, found in entries.items():
@@ -280,6 +292,7 @@ def _warnings(run: Any, cases: Sequence[CaseResult], failures: Sequence[dict[str
         found.append(
             f"{words.count(len(failures), 'failure')} recorded; {words.count(failed, 'row')} of the results affected."
         )
+    found += device.warnings(run)
     beyond = [case.name for case in cases for entry in case.entries if entry.limit and entry.limit.implausible]
     if beyond:
         found.append(

@@ -29,6 +29,10 @@ LEGEND = (
     ("unknown", "the samples do not decide; more rounds would"),
     ("limit", "what the row is nearest to, and how near: compute 80 % is 80 % of the fastest product measured here"),
 )
+KERNEL_TIME = (
+    "kernel time",
+    "durations of a call's kernels and copies on the device, added up; its buffers may be in the L2",
+)
 
 
 def print_run(run: Any, console: Console, baseline: str | None = None) -> None:
@@ -49,7 +53,7 @@ def print_run(run: Any, console: Console, baseline: str | None = None) -> None:
     if summary.cases:
         console.print(Text(summary.tally, style="bold"))
         console.print()
-        console.print(_legend(summary.baseline))
+        console.print(_legend(summary.baseline, (*LEGEND, KERNEL_TIME) if summary.on_device else LEGEND))
 
 
 def _print_warnings(summary: Summary, console: Console) -> None:
@@ -72,6 +76,8 @@ def _print_case(case: CaseResult, baseline: str, longest: int, console: Console)
         console.print(_case_table(case, baseline, longest, wide))
     if not wide and measured:
         _print_under(f"implementations  {_implementations(measured)}", "dim", console)
+        if kernels := [f"{words.line(e.contestant, 40)} {e.device}" for e in case.entries if e.device]:
+            _print_under(f"kernel time  {', '.join(kernels)}", "dim", console)
         if limits := [f"{words.line(e.contestant, 40)} {e.limit}" for e in case.entries if e.limit]:
             _print_under(f"limits  {', '.join(limits)}", "dim", console)
     for entry in case.entries:
@@ -97,6 +103,9 @@ def _case_table(case: CaseResult, baseline: str, longest: int, wide: bool) -> Ta
     table = empty_table(wide, "contestant", f">time, {unit.name}", "", ">ratio", "", "verdict")
     for column, width in zip(table.columns, (longest, 8, 14, 6, 14, 13), strict=True):
         column.min_width = width
+    on_device = wide and any(entry.device for entry in case.entries)
+    if on_device:
+        table.add_column("kernel time", justify="right", no_wrap=True, header_style="dim")
     limited = wide and any(entry.limit for entry in case.entries)
     if limited:
         table.add_column("limit", style="dim", no_wrap=True, min_width=14)
@@ -120,6 +129,8 @@ def _case_table(case: CaseResult, baseline: str, longest: int, wide: bool) -> Ta
             between = words.interval(words.ratio(ratio.low), words.ratio(ratio.high))
             verdict = Text(words.verdict(ratio), style=STYLES.get(ratio.verdict, ""))
             cells += [words.ratio(ratio.value), Text(between, style="dim"), verdict]
+        if on_device:
+            cells.append(words.duration(entry.device.kernel) if entry.device else words.DASH)
         if limited:
             cells.append(str(entry.limit or words.DASH))
         if wide:
@@ -174,9 +185,9 @@ def _print_failures(summary: Summary, console: Console) -> None:
     console.print()
 
 
-def _legend(baseline: str) -> Table:
+def _legend(baseline: str, entries: Sequence[tuple[str, str]]) -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
-    for word, meaning in LEGEND:
+    for word, meaning in entries:
         table.add_row(Text(word, style="dim"), Text(meaning.format(baseline=words.line(baseline, 40)), style="dim"))
     return table
 
@@ -226,6 +237,7 @@ def _row_as_json(entry: Entry, baseline: str) -> dict[str, Any]:
         "implementation": row.implementation,
         "parity": entry.parity,
         "limit": vars(entry.limit) if entry.limit else None,
+        "device": vars(entry.device) if entry.device else None,
         "cpu_per_wall": row.cpu_per_wall,
         "build_seconds": row.build_seconds,
         "first_call_seconds": row.first_call_seconds,

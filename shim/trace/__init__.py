@@ -18,7 +18,8 @@ from shim import cases, environments
 from shim.environments import Progress
 from shim.measure import process
 
-PROFILED = ("numpy", "tensorflow", "jax", "torch", "cntk")
+PROFILED = ("numpy", "tensorflow", "jax", "torch", "cntk", "cupy")
+ON_GPU = ("cupy",)  # the others are profiled on the CPU
 STAGES = ("load", "prepare", "profile")
 
 
@@ -58,13 +59,14 @@ def profile(
     if threads and threads > len(cpus):
         raise ValueError(f"{threads} threads were asked for, but this process may use only {len(cpus)} CPUs")
     cpus = cpus[:threads]
-    variables = environments.variables() | process.variables(len(cpus), "cpu")
+    device = "cuda" if backend in ON_GPU else "cpu"
+    variables = environments.variables() | process.variables(len(cpus), device)
     progress.start(len(STAGES), f"profiling {target}")
     worker = process.Worker(python, variables, cpus)
     try:
         with tempfile.TemporaryDirectory() as folder:
             trace = Path(folder) / "trace.json"
-            loaded = _ask(worker, target, progress, "load", backend=backend, threads=len(cpus))
+            loaded = _ask(worker, target, progress, "load", backend=backend, device=device, threads=len(cpus))
             program = {"case": chosen.id, "mode": mode or loaded["modes"][0]}
             if program["mode"] not in loaded["modes"]:
                 raise ValueError(f"unknown mode {mode!r}; the modes of {target} are: {', '.join(loaded['modes'])}")

@@ -6,16 +6,11 @@ What is written as an operator or a method (``y += b``, ``dz.sum()``) is not see
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from typing import Any
 
-from shim.backends._handwritten_programs import Programs
 from shim.cases import Case
 from shim.measure import clock
-from shim.trace import naming
+from shim.trace import handwritten, naming
 from shim.trace.events import Event
 from shim.trace.recorder import Recorder
 
@@ -44,32 +39,10 @@ class _Recorded:
 def record(backend: Any, case: Case, mode: str, steps: int) -> list[Event]:
     """Profile some steps of a case and return their events."""
     recorder = Recorder()
-    calls: Counter[str] = Counter()
-
-    def numbered(op: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **options: Any) -> Any:
-            calls[op] += 1
-            label = f"{op} {calls[op]}"
-            y, pullback = recorder.call(op, function, label)(*args, **options)
-            return y, recorder.call(f"{op} gradient", pullback, label)
-
-        return call
-
-    @contextmanager
-    def step(name: str) -> Iterator[None]:
-        calls.clear()
-        with recorder.scope(name):
-            yield
-
-    def recorded(programs: Programs) -> Programs:
-        ops = {op: numbered(op, function) for op, function in programs.ops.items()}
-        update = recorder.call("update", programs.update, naming.OPTIMIZER)
-        return replace(programs, xp=_Recorded(recorder, "numpy", programs.xp), ops=ops, update=update)
-
-    with ExitStack() as stack:
-        stack.enter_context(naming.replaced(backend, "_programs", recorded))
+    names = handwritten.Names(recorder, lambda xp: _Recorded(recorder, "numpy", xp))
+    with naming.replaced(backend, "_programs", names.recorded):
         prepared = clock.prepare(backend, case, mode)
         naming.warm(prepared)
         recorder.events.clear()
-        naming.run(prepared, steps, step)
+        naming.run(prepared, steps, names.step)
     return recorder.events

@@ -14,17 +14,18 @@ THREAD = "python"
 
 
 class Recorder:
-    """Holds the events of one thread, on the clock of ``time.perf_counter``."""
+    """Holds the events of one thread, on the clock of ``time.perf_counter`` or another one of nanoseconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], int] = perf_counter_ns) -> None:
         self.events: list[Event] = []
+        self._now = now
 
     def call(self, name: str, function: Callable[..., Any], op: str | None = None) -> Callable[..., Any]:
         """Return a function whose calls are recorded."""
 
         @functools.wraps(function, assigned=())
         def recorded(*args: Any, **options: Any) -> Any:
-            start = perf_counter_ns()
+            start = self._now()
             try:
                 return function(*args, **options)
             finally:
@@ -35,11 +36,11 @@ class Recorder:
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
         """Record what happens inside as one event."""
-        start = perf_counter_ns()
+        start = self._now()
         try:
             yield
         finally:
             self._add(name, start, None)
 
     def _add(self, name: str, start: int, op: str | None) -> None:
-        self.events.append(Event(name, start / 1e3, (perf_counter_ns() - start) / 1e3, THREAD, op))
+        self.events.append(Event(name, start / 1e3, (self._now() - start) / 1e3, THREAD, op))

@@ -16,15 +16,18 @@ import pytest
 from emulator import Emulator, Poisoned
 
 from shim.backends import cupy as backend
+from shim.backends._cuda_ops import CudaOps
 
 _folder = tempfile.TemporaryDirectory()
 _emulator = Emulator(Path(_folder.name))
 
 
 def pytest_configure(config):
-    backend._opened = lambda precision: backend.programs(Poisoned(), _emulator.load)
+    backend._opened = lambda precision: CudaOps(Poisoned(), _emulator.load)
+    backend._recorded = backend._launched
     backend._precision = lambda: "float32"
     backend._cuda_device.describe = lambda cupy: ("none: NumPy and emulated kernels", {})
+    backend.setup()
     backend.to_device = lambda value: np.array(value, order="C")
     backend.to_numpy = lambda array: array
     backend.synchronize = lambda outputs: None

@@ -10,7 +10,7 @@ from emulator import missing
 from shim.backends._cuda_conv2d import conv2d_constants
 from shim.backends._cuda_kernels import Kernels, KernelsUnavailable, Resources, parse_resources
 from shim.backends._cuda_lstm import LSTM_SIZES, lstm_constants, lstm_launch
-from shim.backends._cuda_tables import BLOCK, WIDEST
+from shim.backends._cuda_tables import BLOCK
 
 REGISTERS = 65536  # of a multiprocessor, all architectures here
 SHARED = {"sm_80": 163 << 10, "sm_90": 227 << 10}  # bytes that a block may have
@@ -46,11 +46,12 @@ def test_lstms_keep_their_weights_in_registers(architecture, hidden, hard):
 
 
 @pytest.mark.parametrize("architecture", SHARED)
-@pytest.mark.parametrize(("name", "threads"), [("embedding_average", WIDEST), ("optimizers", BLOCK)])
-def test_other_kernels_are_light(architecture, name, threads):
-    for found in compiled(Kernels(name), architecture).values():
+@pytest.mark.parametrize(("name", "registers"), [("embedding_average", 56), ("optimizers", 32), ("glue", 48)])
+def test_other_kernels_are_light(architecture, name, registers):
+    """With 32 registers a multiprocessor is full of threads, with 64 a block may have 1024."""
+    for kernel, found in compiled(Kernels(name), architecture).items():
         assert found.spilled == found.shared == 0
-        assert found.registers <= 32  # as many threads as a multiprocessor takes
+        assert found.registers <= (32 if kernel.startswith(("average", "scatter", "descend")) else registers)
 
 
 @pytest.mark.parametrize("architecture", SHARED)

@@ -59,7 +59,7 @@ def test_a_source_that_does_not_compile_is_told(emulator):
 @pytest.mark.parametrize("wrong", [np.zeros((4, 4), np.float32).T, np.zeros(4), np.zeros(4, np.int64)])
 def test_other_arrays_are_refused(emulator, wrong):
     module = emulator.load(Kernels("probe", START + END))
-    with pytest.raises(ValueError, match=f"contiguous arrays of float32 or int32, not {wrong.dtype}"):
+    with pytest.raises(ValueError, match=f"contiguous arrays of .*, not {wrong.dtype}"):
         module("probe", (1,), (32,), wrong)
 
 

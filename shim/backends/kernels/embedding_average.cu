@@ -1,4 +1,5 @@
-// The mean of the rows of a table that each sample names, and its gradient: by atomics, or by runs of equal ids.
+// The mean of the rows of a table that each sample names, its gradient by atomics or by runs of equal ids, and descent
+// along it for those rows alone.
 //
 // `lanes` threads (8, 16 or 32) share a row, each with vectors of 1, 2 or 4 floats; the kernels end in that number. The
 // width of a table must be a multiple of it. Positions that hold `padding` are left out; -1 leaves out none.
@@ -87,46 +88,127 @@ __device__ __forceinline__ void add_to(float* p, Vector<4> x) {
 #endif
 }
 
-// Add the gradient of every position to its row of dtable (V, W), which holds zeros, in whatever order they come.
-// One group of lanes for each of the `total` = N T positions.
+// Add the gradient of every position to its row of dtable (V, W), which holds zeros, in whatever order they come. Leave
+// the ids in touched (N T), and the number of the step in stamps (V) for each of their rows; either may be null. One
+// group of lanes for each of the `total` = N T positions; the first of up to `longest` equal neighbours adds for all of
+// them, since additions to one row, such as that of the padding, wait for each other.
 template <int SIZE>
 __device__ __forceinline__ void scatter(const int* __restrict__ ids, const float* __restrict__ shares,
-                                        const float* __restrict__ dy, float* __restrict__ dtable, int total,
-                                        int positions, int width, int padding, int lanes) {
-  const int at = blockIdx.x * (blockDim.x / lanes) + threadIdx.x / lanes;
+                                        const float* __restrict__ dy, float* __restrict__ dtable,
+                                        int* __restrict__ touched, int* __restrict__ stamps,
+                                        const int* __restrict__ step, int total, int positions, int width, int padding,
+                                        int lanes, int longest) {
+  const int at = blockIdx.x * (blockDim.x / lanes) + threadIdx.x / lanes, lane = threadIdx.x % lanes;
   if (at >= total) return;
-  const int id = __ldg(ids + at), sample = at / positions;
-  if (id == padding) return;
-  const float share = __ldg(shares + sample);
-  for (int column = threadIdx.x % lanes * SIZE; column < width; column += lanes * SIZE) {
-    Vector<SIZE> x = vector_at<SIZE>(dy + (size_t)sample * width + column);
-#pragma unroll
-    for (int e = 0; e < SIZE; ++e) x.v[e] *= share;
-    add_to(dtable + (size_t)id * width + column, x);
-  }
-}
-
-// The same with one order of every sum. `order` (N T) lists the positions by id, `slots` (N T) the row of `rows` for each
-// of them in that order: the id itself for a dense gradient, the number of the run for its rows, -1 for nothing.
-// One group of lanes for each position; the one at the head of a run adds up the run.
-template <int SIZE>
-__device__ __forceinline__ void sum_runs(const int* __restrict__ order, const int* __restrict__ slots,
-                                         const float* __restrict__ shares, const float* __restrict__ dy,
-                                         float* __restrict__ rows, int total, int positions, int width, int lanes) {
-  const int head = blockIdx.x * (blockDim.x / lanes) + threadIdx.x / lanes;
-  if (head >= total) return;
-  const int slot = __ldg(slots + head);
-  if (slot < 0 || (head > 0 && __ldg(slots + head - 1) == slot)) return;
-  for (int column = threadIdx.x % lanes * SIZE; column < width; column += lanes * SIZE) {
+  const int id = __ldg(ids + at), end = min(total, (at / longest + 1) * longest);
+  if (touched && lane == 0) touched[at] = id;
+  if (id == padding || (at % longest && __ldg(ids + at - 1) == id)) return;
+  if (stamps && lane == 0) stamps[id] = __ldg(step);
+  for (int column = lane * SIZE; column < width; column += lanes * SIZE) {
     Vector<SIZE> sum = {};
-    for (int k = head; k < total && __ldg(slots + k) == slot; ++k) {
-      const int sample = __ldg(order + k) / positions;
-      const float share = __ldg(shares + sample);
+    for (int k = at; k < end && __ldg(ids + k) == id;) {
+      const int sample = k / positions, last = min(end, (sample + 1) * positions), first = k;
+      while (k < last && __ldg(ids + k) == id) ++k;
+      const float share = (k - first) * __ldg(shares + sample);
       const Vector<SIZE> x = vector_at<SIZE>(dy + (size_t)sample * width + column);
 #pragma unroll
       for (int e = 0; e < SIZE; ++e) sum.v[e] = fmaf(x.v[e], share, sum.v[e]);
     }
-    *reinterpret_cast<Vector<SIZE>*>(rows + (size_t)slot * width + column) = sum;
+    add_to(dtable + (size_t)id * width + column, sum);
+  }
+}
+
+// The same with one order of every sum, in two passes. `order` (N T) lists the positions by id, `keys` (N T) the ids in
+// that order. First, one group of lanes for each position: the one at the head of a run of equal ids, or of what is
+// left of it in a piece of PIECE positions, adds up to the end of the piece. The head of a run leaves that in its row,
+// any other in parts (pieces, W).
+constexpr int PIECE = 64;
+
+template <int SIZE>
+__device__ __forceinline__ void sum_runs(const int* __restrict__ order, const int* __restrict__ keys,
+                                         const float* __restrict__ shares, const float* __restrict__ dy,
+                                         float* __restrict__ dtable, float* __restrict__ parts,
+                                         int* __restrict__ stamps, const int* __restrict__ step, int total,
+                                         int positions, int width, int padding, int lanes) {
+  const int head = blockIdx.x * (blockDim.x / lanes) + threadIdx.x / lanes, lane = threadIdx.x % lanes;
+  if (head >= total) return;
+  const int key = __ldg(keys + head), end = min(total, (head / PIECE + 1) * PIECE);
+  const bool inside = head > 0 && __ldg(keys + head - 1) == key;
+  if (key == padding || (inside && head % PIECE)) return;
+  if (stamps && lane == 0 && !inside) stamps[key] = __ldg(step);
+  float* row = inside ? parts + (size_t)(head / PIECE) * width : dtable + (size_t)key * width;
+  for (int column = lane * SIZE; column < width; column += lanes * SIZE) {
+    Vector<SIZE> sum = {};
+    bool more = true;
+    for (int start = head; more; start += IN_FLIGHT) {
+      Vector<SIZE> rows[IN_FLIGHT] = {};
+      float share[IN_FLIGHT] = {};
+#pragma unroll
+      for (int k = 0; k < IN_FLIGHT; ++k) {
+        more = start + k < end && __ldg(keys + start + k) == key;
+        if (!more) continue;
+        const int sample = __ldg(order + start + k) / positions;
+        share[k] = __ldg(shares + sample);
+        rows[k] = vector_at<SIZE>(dy + (size_t)sample * width + column);
+      }
+#pragma unroll
+      for (int k = 0; k < IN_FLIGHT; ++k)
+#pragma unroll
+        for (int e = 0; e < SIZE; ++e) sum.v[e] = fmaf(rows[k].v[e], share[k], sum.v[e]);
+    }
+    *reinterpret_cast<Vector<SIZE>*>(row + column) = sum;
+  }
+}
+
+// Then one group of lanes for each piece: where a run goes on for the first time, add up its parts.
+template <int SIZE>
+__device__ __forceinline__ void join_runs(const int* __restrict__ keys, const float* __restrict__ parts,
+                                          float* __restrict__ dtable, int total, int width, int padding, int lanes) {
+  const int first = blockIdx.x * (blockDim.x / lanes) + threadIdx.x / lanes, at = first * PIECE;
+  if (first == 0 || at >= total) return;
+  const int key = __ldg(keys + at);
+  if (key == padding || __ldg(keys + at - 1) != key) return;
+  if (first > 1 && __ldg(keys + at - PIECE - 1) == key) return;
+  for (int column = threadIdx.x % lanes * SIZE; column < width; column += lanes * SIZE) {
+    float* row = dtable + (size_t)key * width + column;
+    Vector<SIZE> sum = vector_at<SIZE>(row);
+    bool more = true;
+    for (int start = first; more; start += 2 * IN_FLIGHT) {
+      Vector<SIZE> rows[2 * IN_FLIGHT] = {};
+#pragma unroll
+      for (int k = 0; k < 2 * IN_FLIGHT; ++k) {
+        more = (start + k) * PIECE < total && __ldg(keys + (start + k) * PIECE) == key;
+        if (more) rows[k] = vector_at<SIZE>(parts + (size_t)(start + k) * width + column);
+      }
+#pragma unroll
+      for (int k = 0; k < 2 * IN_FLIGHT; ++k)
+#pragma unroll
+        for (int e = 0; e < SIZE; ++e) sum.v[e] += rows[k].v[e];
+    }
+    *reinterpret_cast<Vector<SIZE>*>(row) = sum;
+  }
+}
+
+// Descend along the gradient of the rows that a step touched, and clear it if asked to. One group of lanes for each of
+// the `total` positions; the first to negate a row's stamp has the row; without stamps each position has its own.
+template <int SIZE>
+__device__ __forceinline__ void descend(float* __restrict__ p, const int* __restrict__ ids, float* __restrict__ values,
+                                        int* __restrict__ stamps, const int* __restrict__ step,
+                                        const float* __restrict__ rate, int total, int width, int lanes, int clear) {
+  const int at = blockIdx.x * (blockDim.x / lanes) + threadIdx.x / lanes, lane = threadIdx.x % lanes;
+  const int id = at < total ? __ldg(ids + at) : 0, now = __ldg(step);
+  int mine = at < total && lane == 0 && (!stamps || atomicCAS(stamps + id, now, -now) == now);
+  mine = __shfl_sync(~0u, mine, threadIdx.x % 32 - lane);
+  if (!mine) return;
+  const float lr = __ldg(rate);
+  for (int column = lane * SIZE; column < width; column += lanes * SIZE) {
+    const size_t i = (size_t)id * width + column;
+    const Vector<SIZE> g = vector_at<SIZE>(values + i);
+    Vector<SIZE> moved = vector_at<SIZE>(p + i);
+#pragma unroll
+    for (int e = 0; e < SIZE; ++e) moved.v[e] -= lr * g.v[e];
+    *reinterpret_cast<Vector<SIZE>*>(p + i) = moved;
+    if (clear) *reinterpret_cast<Vector<SIZE>*>(values + i) = Vector<SIZE>{};
   }
 }
 
@@ -136,14 +218,23 @@ __device__ __forceinline__ void sum_runs(const int* __restrict__ order, const in
     average<SIZE>(ids, table, y, shares, positions, width, padding, lanes);                                            \
   }                                                                                                                    \
   extern "C" __global__ void __launch_bounds__(256) scatter_##SIZE(                                                    \
-      const int* ids, const float* shares, const float* dy, float* dtable, int total, int positions, int width,        \
-      int padding, int lanes) {                                                                                        \
-    scatter<SIZE>(ids, shares, dy, dtable, total, positions, width, padding, lanes);                                   \
+      const int* ids, const float* shares, const float* dy, float* dtable, int* touched, int* stamps, const int* step, \
+      int total, int positions, int width, int padding, int lanes, int longest) {                                      \
+    scatter<SIZE>(ids, shares, dy, dtable, touched, stamps, step, total, positions, width, padding, lanes, longest);   \
   }                                                                                                                    \
   extern "C" __global__ void __launch_bounds__(256) sum_runs_##SIZE(                                                   \
-      const int* order, const int* slots, const float* shares, const float* dy, float* rows, int total, int positions, \
-      int width, int lanes) {                                                                                          \
-    sum_runs<SIZE>(order, slots, shares, dy, rows, total, positions, width, lanes);                                    \
+      const int* order, const int* keys, const float* shares, const float* dy, float* dtable, float* parts,            \
+      int* stamps, const int* step, int total, int positions, int width, int padding, int lanes) {                     \
+    sum_runs<SIZE>(order, keys, shares, dy, dtable, parts, stamps, step, total, positions, width, padding, lanes);     \
+  }                                                                                                                    \
+  extern "C" __global__ void __launch_bounds__(256, 1) join_runs_##SIZE(                                               \
+      const int* keys, const float* parts, float* dtable, int total, int width, int padding, int lanes) {              \
+    join_runs<SIZE>(keys, parts, dtable, total, width, padding, lanes);                                                \
+  }                                                                                                                    \
+  extern "C" __global__ void __launch_bounds__(256) descend_##SIZE(                                                    \
+      float* p, const int* ids, float* values, int* stamps, const int* step, const float* rate, int total, int width,  \
+      int lanes, int clear) {                                                                                          \
+    descend<SIZE>(p, ids, values, stamps, step, rate, total, width, lanes, clear);                                     \
   }
 KERNELS(1)
 KERNELS(2)
@@ -159,4 +250,10 @@ EMULATE(scatter_4)
 EMULATE(sum_runs_1)
 EMULATE(sum_runs_2)
 EMULATE(sum_runs_4)
+EMULATE(join_runs_1)
+EMULATE(join_runs_2)
+EMULATE(join_runs_4)
+EMULATE(descend_1)
+EMULATE(descend_2)
+EMULATE(descend_4)
 #endif

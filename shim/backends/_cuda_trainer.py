@@ -1,0 +1,70 @@
+"""Training on CUDA kernels: each step, evaluation and prediction one graph, or launch by launch."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from shim.backends import _handwritten_programs
+from shim.backends._cuda_tables import touched
+from shim.backends._cuda_updates import Steps, update_all
+from shim.backends._tape import Tape
+
+
+class Trainer(_handwritten_programs.Trainer):
+    """The trainer of hand-written ops on the ops of ``cuda``, which are its own.
+
+    Each batch size has a tape and workspace to itself. ``record(function)`` makes of a function of arrays one that does
+    the same: :class:`shim.backends._cuda_graph.Replayed` or the function itself. In float32 the number of the step,
+    its learning rate and the state of dropout's generator are on the device, so nothing that is recorded changes.
+    """
+
+    def __init__(self, programs, cuda, backend, model, params, optimizer, seed, record):
+        self._cuda, self._steps = cuda, Steps(cuda, optimizer)
+        cuda.step = self._steps.step
+        super().__init__(programs, backend, model, params, optimizer, seed)
+        self._on_kernels = all(value.dtype == "float32" for value in self._params.values())
+        self._tapes = defaultdict(lambda: Tape(programs.workspace))
+        self._evaluation_tapes = defaultdict(lambda: Tape(programs.workspace, recording=False))
+        functions = self._one_step, self._evaluate, self._predict
+        self._step, self.evaluate, self.predict = map(record, functions) if self._on_kernels else functions
+
+    def _one_step(self, x, labels):
+        self._training = self._tapes[len(x)]
+        loss = super()._step(x, labels)
+        self._steps.advance(self._generator)
+        return loss
+
+    def _evaluate(self, x, labels):
+        self._evaluation = self._evaluation_tapes[len(x)]
+        return super().evaluate(x, labels)
+
+    def _predict(self, x):
+        self._evaluation = self._evaluation_tapes[len(x)]
+        return super().predict(x)
+
+    def _update(self, gradients):
+        if not self._on_kernels:
+            super()._update(gradients)
+            return
+        params, states = ([values[name] for name in self._trained] for values in (self._params, self._states))
+        update_all(self._cuda, self._optimizer, params, gradients, states, self._steps.rate)
+
+    def updater(self, gradients):
+        if not self._on_kernels:
+            return super().updater(gradients)
+        to_device = self._backend.to_device
+        arrays = [
+            touched(self._xp, gradients[name], to_device) if name in self._tables else to_device(gradients[name])
+            for name in self._trained
+        ]
+
+        def call():
+            self._update(arrays)
+            self._steps.advance()
+            self._count += 1
+
+        return call
+
+    def restore(self, state):
+        super().restore(state)
+        self._steps.set(self._count)
