@@ -22,7 +22,7 @@ from shim.measure import clock
 
 #: An error may reach this many times ``eps * sqrt(longest sum) * max|reference|``.
 FACTOR = 8.0
-#: For recurrences: GPUs compute exponentials to some 1e-6, in cuDNN too, and each step takes over what was wrong before.
+#: For recurrences: GPUs compute exponentials to some 1e-6, in cuDNN too, and each step takes over earlier errors.
 RECURRENCE = 32.0
 #: Relative tolerance of training losses.
 TRAINING = {"float32": 1e-4, "float64": 1e-9}
