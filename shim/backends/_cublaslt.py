@@ -60,8 +60,9 @@ class Library:
         self._library.cublasLtGetStatusString.restype = ctypes.c_char_p
         self._library.cublasLtGetVersion.restype = c_size_t
         for name, types in SIGNATURES.items():
-            self._library[name].argtypes = types
-            setattr(self, name, functools.partial(self._call, self._library[name]))
+            function = getattr(self._library, name)
+            function.argtypes = types
+            setattr(self, name, functools.partial(self._call, function))
 
     @property
     def version(self):

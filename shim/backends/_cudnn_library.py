@@ -90,9 +90,9 @@ class Library:
 
     @classmethod
     def load(cls):
-        """Load the library that is loaded already, on the search path or in site-packages, in this order."""
+        """Load the library of this Python's packages, or else one that is loaded already or on the search path."""
         reason = None
-        for name in (NAME, *_installed()):
+        for name in (*_installed(), NAME):
             try:
                 return cls(ctypes.CDLL(name))
             except (OSError, AttributeError) as error:

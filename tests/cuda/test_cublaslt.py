@@ -58,6 +58,19 @@ def test_without_a_gpu_there_is_no_handle(library):
         library.created("cublasLtCreate")
 
 
+def test_a_product_without_a_handle_is_refused(library):
+    """With arguments of other widths than the library's this would not end in an error."""
+    nothing = ctypes.c_void_p()
+    far = 1 << 40
+    with pytest.raises(CublasError, match="cublasLtMatmul"):
+        library.cublasLtMatmul(
+            nothing, nothing, _cublaslt.ONE, far, nothing, far, nothing, _cublaslt.ZERO, far, nothing, far, nothing,
+            ctypes.byref(Algorithm()), far, _cublaslt.WORKSPACE, 0,
+        )  # fmt: skip
+    with pytest.raises(ctypes.ArgumentError):
+        library.cublasLtMatmul("no handle", *[nothing] * 15)
+
+
 def test_an_algorithm_is_as_large_as_in_the_header():
     assert ctypes.sizeof(Algorithm) == 96  # 64 opaque bytes, a size, a status, a float, four reserved numbers
 
