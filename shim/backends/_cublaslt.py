@@ -12,12 +12,14 @@ import functools
 from ctypes import POINTER, byref, c_float, c_int, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
 from dataclasses import dataclass
 
+from shim.backends import _cuda_stopwatch
+
 FLOAT32, COMPUTE_32F, COMPUTE_TF32 = 0, 68, 77  # cudaDataType, cublasComputeType_t
 TRANSPOSE_A, TRANSPOSE_B, EPILOGUE, BIAS_POINTER = 3, 4, 7, 8  # cublasLtMatmulDescAttributes_t
 DEFAULT, BIAS, RELU_BIAS = 1, 4, 6  # cublasLtEpilogue_t
 WORKSPACE_BYTES, ALIGNMENTS = 1, (5, 6, 7, 8)  # cublasLtMatmulPreferenceAttributes_t; of A, B, C, D
 WORKSPACE = 32 << 20  # bytes, what NVIDIA recommends for Hopper
-CANDIDATES, REPEATS = 8, 5  # algorithms to time, calls of each
+CANDIDATES = 16  # algorithms to time
 ALIGNED = 256  # bytes, no alignment above counts
 
 
@@ -149,24 +151,17 @@ class Products:
         found = plan.algorithms(self._handle)
         if len(found) > 1:
             scratch = self._cupy.empty((out.shape[0], out.strides[0] // out.itemsize), out.dtype)
-            seconds = [self._timed(plan, algorithm, a, b, scratch, bias) for algorithm in found]
+            seconds = [self._seconds(plan, algorithm, a, b, scratch, bias) for algorithm in found]
             found = [found[seconds.index(min(seconds))]]
         plan.algorithm = found[0]
         return plan
 
-    def _timed(self, plan, algorithm, *arrays):
-        """Return the milliseconds of the fastest of some calls; what an algorithm refuses takes for ever."""
-        start, end, best = self._cupy.cuda.Event(), self._cupy.cuda.Event(), float("inf")
+    def _seconds(self, plan, algorithm, *arrays):
+        """Return the seconds of an algorithm; one that refuses takes for ever."""
         try:
-            for _ in range(REPEATS):
-                start.record()
-                self._run(plan, algorithm, *arrays)
-                end.record()
-                end.synchronize()
-                best = min(best, self._cupy.cuda.get_elapsed_time(start, end))
+            return _cuda_stopwatch.seconds(self._cupy, lambda: self._run(plan, algorithm, *arrays))
         except CublasError:
             return float("inf")
-        return best
 
     def _run(self, plan, algorithm, a, b, out, bias):
         if bias is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from shim.backends import _handwritten
 
 LINES = 16  # rows that a block reads at a time
-AHEAD = 4  # rows that a thread has under way
+LEAST = 16  # rows for a thread, before others share the columns
 PARTS = 128  # blocks that share some columns, at most
 
 
@@ -30,7 +30,7 @@ def rectified_sums(cuda, work, y, dy):
     if y is not None:
         dz = xp.empty(dy.shape, dy.dtype)
     across = -(-columns // 32)
-    parts = max(1, min(PARTS, rows // (AHEAD * LINES)))
+    parts = max(1, min(PARTS, rows // (LEAST * LINES)))
     partial, tickets = work(_scratch, parts, columns, across)
     args = dy, y, dz if y is not None else None, sums, partial, tickets, rows, columns
     shared = 4 * (32 * LINES + 1)

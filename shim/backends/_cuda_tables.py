@@ -14,6 +14,7 @@ WIDEST = 1024  # threads of a block that averages one sample
 POSITIONS_OF_GROUP = 4  # that one group of lanes has under way
 LONGEST = {"average": 32, "single": 8}  # equal neighbours added at once: of one gradient, and of one each
 PIECE = 64  # positions of a run that are added one after the other
+CROWDED, FEW = 32, 2**21  # positions a row, at least, and times rows, at most, where every row looks at all positions
 
 
 class Touched:
@@ -93,13 +94,25 @@ def embedding(cuda, work, ids, table, *, table_gradient="dense"):
         shares = work(_ones, len(alone), table.dtype)
         return [_table_gradient(cuda, work, alone, table, dy, shares, -1, table_gradient)]
 
-    return table.take(ids, axis=0), pullback
+    width, (lane_count, vector) = table.shape[1], lanes(table.shape[1])
+    y = cuda.xp.empty((*ids.shape, width), table.dtype)
+    args = ids, table, y, ids.size, width, lane_count
+    grid = (_parts(ids.size, BLOCK // lane_count),)
+    cuda.kernels("embedding_average")(f"gather_{vector}", grid, (BLOCK,), *args)
+    return y, pullback
 
 
 def _table_gradient(cuda, work, ids, table, dy, shares, padding, table_gradient):
     """Return the gradient of a table: ``dy`` (N, width), times the share (N) of each position (N, T) in it."""
     xp, (n, t), width, flat = cuda.xp, ids.shape, table.shape[1], ids.reshape(-1)
-    dy = xp.ascontiguousarray(dy)
+    dy, (lane_count, vector) = xp.ascontiguousarray(dy), lanes(width)
+    launch = cuda.kernels("embedding_average")
+    crowded = n * t >= CROWDED * len(table) and n * t * len(table) <= FEW
+    if crowded and table_gradient == "dense" and not cuda.deterministic:
+        result, grid = xp.empty(table.shape, table.dtype), (len(table), _parts(width, 32 * vector))
+        args = flat, shares, dy, result, n * t, t, width, padding
+        launch(f"sum_table_{vector}", grid, (BLOCK,), *args, shared=4 * BLOCK * vector)
+        return result
     if table_gradient == "rows":
         a, step = work(_untouched, *table.shape, table.dtype), step_of(cuda)
         result = Touched(a.values, a.stamps, flat, step)
@@ -111,7 +124,6 @@ def _table_gradient(cuda, work, ids, table, dy, shares, padding, table_gradient)
         else:
             a.values[a.touched] = 0
         result = a.values
-    launch, (lane_count, vector) = cuda.kernels("embedding_average"), lanes(width)
     groups = BLOCK // lane_count
     if not cuda.deterministic:
         longest = LONGEST["single" if t == 1 else "average"]

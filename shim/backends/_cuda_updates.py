@@ -77,7 +77,7 @@ def update_all(cuda, optimizer, weights, gradients, states, rate):
 
 def _adam_touched(launch, p, g, states, rate, constants):
     width = p.shape[1]
-    vector = 4 if p.size % 4 == 0 and width >= NARROWEST else 1
+    vector = 4 if width >= NARROWEST else 1
     args = p, g.values, g.stamps, g.step, *states, rate, p.size, *_reciprocal(width), int(g.clears)
     launch(f"adam_touched_{vector}", (-(-p.size // (BLOCK * vector)),), (BLOCK,), *args, *constants)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from shim.backends import _cuda_stopwatch
 from shim.backends._cudnn_library import (
     ADD,
     DEFAULT_MATH,
@@ -39,9 +40,6 @@ def _pointer(array):
 
 _ONE, _ZERO = ctypes.c_float(1), ctypes.c_float(0)
 ONE, ZERO = ctypes.byref(_ONE), ctypes.byref(_ZERO)
-
-#: Keeps the GPU busy until the host has queued what is to be timed.
-SPIN = 'extern "C" __global__ void spin(long long n) { for (long long t = clock64(); clock64() - t < n;); }'
 
 FINISH = """
 extern "C" __global__ void finish(const float* b, float* y, long long size, int width, int rectify) {
@@ -139,24 +137,8 @@ class Cudnn:
     def _finish(self):
         return self._xp.RawKernel(FINISH, "finish")
 
-    @functools.cached_property
-    def _spin(self):
-        return self._xp.RawKernel(SPIN, "spin")
-
     def seconds(self, run):
-        """Return how long the GPU takes for a run; the first one is not timed."""
-        events, stream = [self._xp.cuda.Event() for _ in range(2)], self._xp.cuda.get_current_stream()
-        best = float("inf")
-        run()
-        for _ in range(ROUNDS):
-            self._spin((1,), (1,), (np.int64(10**6),))
-            events[0].record(stream)
-            for _ in range(REPEATS):
-                run()
-            events[1].record(stream)
-            events[1].synchronize()
-            best = min(best, self._xp.cuda.get_elapsed_time(*events) * 1e-3 / REPEATS)
-        return best
+        return _cuda_stopwatch.seconds(self._xp, run, ROUNDS, REPEATS)
 
 
 class Convolution:

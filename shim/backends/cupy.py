@@ -158,7 +158,7 @@ KERNELS = {
     "lstm": "own kernel for the recurrence, cuBLASLt product",
     "bilstm": "own kernel for both recurrences, cuBLASLt product",
     "embedding_average": "own kernels; gradient: atomic additions",
-    "embedding": "take; gradient: own kernel of atomic additions",
+    "embedding": "own kernels; gradient: atomic additions, or a sum for each row where rows are few",
     "conv2d": "own kernels for few channels, bias and rectifier in them",
 }
 ARRAY_FUNCTIONS = {

@@ -16,7 +16,7 @@ from time import monotonic
 from typing import Any
 
 #: Seconds without an answer after which a worker counts as hanging.
-TIMEOUTS = dict.fromkeys(("load", "calibrate", "block", "ceilings", "pace"), 300.0) | {
+TIMEOUTS = dict.fromkeys(("load", "calibrate", "block", "ceilings", "device", "pace"), 300.0) | {
     "prepare": 900.0,
     "profile": 600.0,
 }

@@ -29,7 +29,6 @@ WAITING = 0.75  # seconds that may be spent on waiting for a faster machine, for
 WHOLE = 8
 NARROW = 0.045
 MORE = 4
-process.TIMEOUTS.setdefault("device", 300.0)
 
 
 class Progress(Protocol):

@@ -28,7 +28,7 @@ OWN = {
     "rectified_sums": "dense",
     "conv2d": "conv2d",
     "average": "embedding_average",
-    "scatter|sum_runs|join_runs|descend": "embedding",
+    "scatter|sum_runs|join_runs|sum_table|gather|descend": "embedding",
     "max_pool": "max_pool2d",
     "relu": "relu",
     "dropout": "dropout",

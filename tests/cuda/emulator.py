@@ -95,6 +95,10 @@ def average(n, t, rows, width, **options):
     return cases.case("embedding_average", "forward_backward", {"N": n, "T": t, "V": rows, "D": width}, **options)
 
 
+def embedded(n, t, rows, width):
+    return cases.case("embedding", "forward_backward", {"N": n, "T": t, "V": rows, "D": width})
+
+
 def images(kernel=(3, 3, 3), n=5, outputs=65, direction="forward_backward", **options):
     dims = {"N": n, "H": 7, "W": 6, **dict(zip("RSC", kernel, strict=True)), "O": outputs}
     return cases.case("conv2d", direction, dims, **options)

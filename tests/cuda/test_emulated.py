@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from emulator import Poisoned, average, dense, images, lstm
+from emulator import Poisoned, average, dense, embedded, images, lstm
 
 from shim import cases, parity
 from shim.backends import _cuda_updates, _handwritten
@@ -19,9 +19,9 @@ from shim.models import optimizers
 CONFORMANCE = [case for case in parity.conformance_cases(("float32",)) if case.op in OPS]
 
 
-#: what takes rows alone, multiplies alone, and drops nothing
+#: what multiplies alone, and what drops nothing
 WITHOUT_KERNELS = {
-    ("embedding", "forward"), ("dense", "forward"), ("dropout", "forward"), ("dropout", "forward_backward")
+    ("dense", "forward"), ("dropout", "forward"), ("dropout", "forward_backward")
 }  # fmt: skip
 
 
@@ -415,12 +415,17 @@ def test_a_row_is_found_without_a_division():
 CHECKS = {
     "lstm_forward": lambda e, **how: e.verify(lstm(2, 4, 33, direction="forward", return_sequences=True), **how),
     "lstm_backward": lambda e, **how: e.verify(lstm(3, 4, 33, op="bilstm"), **how),
-    "rectified_sums": lambda e, **how: e.verify(dense(200, 37, activation="relu"), **how),
+    "rectified_sums": lambda e, **how: e.verify(dense(600, 37, activation="relu"), **how),
     **{f"average_{k}": lambda e, k=k, **how: e.verify(average(3, 37, 11, 33 * k), **how) for k in (1, 2, 4)},
     **{f"scatter_{k}": lambda e, k=k, **how: e.verify(average(3, 9, 3, 3 * k), **how) for k in (1, 2, 4)},
     **{
         f"{name}_{k}": lambda e, k=k, **how: e.verify(average(3, 90, 2, 3 * k), deterministic=True, **how)
         for name in ("sum_runs", "join_runs")
+        for k in (1, 2, 4)
+    },
+    **{
+        f"{name}_{k}": lambda e, k=k, **how: e.verify(embedded(9, 25, 5, 33 * k), **how)
+        for name in ("sum_table", "gather")
         for k in (1, 2, 4)
     },
     "conv2d_forward": lambda e, **how: e.verify(images(direction="forward", padding="same", activation="relu"), **how),
@@ -434,8 +439,8 @@ CHECKS = {
     ],
     **{name: lambda e, name=name, **how: verify_update_of_all(e, name, **how) for name in optimizers.STATES},
     **{f"descend_{k}": lambda e, k=k, **how: verify_update(e, "sgd", 3 * k, rows=75, **how) for k in (1, 2, 4)},
-    "adam_touched_1": lambda e, **how: verify_update(e, "adam", 13, rows=75, **how),
-    "adam_touched_4": lambda e, **how: verify_update(e, "adam", 13, height=212, rows=75, **how),
+    "adam_touched_1": lambda e, **how: verify_update(e, "adam", 2, rows=75, **how),
+    "adam_touched_4": lambda e, **how: verify_update(e, "adam", 13, rows=75, **how),
     "next_step": verify_steps,
     **{
         f"max_pool{way}_{k}": lambda e, k=k, **how: e.verify(glue("max_pool2d", N=3, H=5, W=4, C=3 * k), **how)
@@ -476,7 +481,12 @@ def _check_of(file):
         "lstm": "lstm_backward", "columns": "rectified_sums", "embedding_average": "average_1",
         "conv2d": "conv2d_images", "glue": "batch_norm",
     }  # fmt: skip
-    return CHECKS[checks[file]]
+    return CHECKS[checks[file]] if file != "embedding_average" else _average_and_sum
+
+
+def _average_and_sum(emulator, **how):
+    CHECKS["average_1"](emulator, **how)
+    CHECKS["sum_table_1"](emulator, **how)
 
 
 BARRIER = "__syncthreads();"
@@ -495,10 +505,21 @@ def test_a_missing_barrier_is_seen(emulator, file, k):
 
 
 FAULTS = {
+    "a row looked for in vain": ("sum_table_1", "start += warps * LOOKED_AT", "start += (warps + 1) * LOOKED_AT"),
+    "the row of another position": (
+        "gather_1",
+        "table + (size_t)__ldg(ids + at) * width",
+        "table + (size_t)__ldg(ids) * width",
+    ),
+    "a tail without its gradient": ("adam_touched_4", "== now ? values[k] : 0.f", "== now ? 0.f : 0.f"),
     "a result not written": ("lstm_forward", "if (h && q == 1) h[", "if (h && q == 1 && s) h["),
     "another gate": ("lstm_forward", "__shfl_sync(ALL, a, lane + 1)", "__shfl_sync(ALL, a, lane)"),
     "one direction's weights for both": ("lstm_backward", "if (blockIdx.y) w_h = w_h_1", ""),
-    "a state not kept": ("lstm_backward", "before[(place + stride) * HIDDEN + u] = state", ""),
+    "a state not kept": (
+        "lstm_backward",
+        "(place + stride) * HIDDEN + u] = state[i]",
+        "(place + stride) * HIDDEN + u] = 0.f",
+    ),
     "one block's sums left out": ("rectified_sums", "for (int k = line; k", "for (int k = line + 1; k"),
     "the bias of what is rectified": ("rectified_sums", "y && !(__ldg(y + i) > 0.f) ? 0.f : ", ""),
     "the last step not closed": ("lstm_backward", "is_first_step ? 0.f :", "false ? 0.f :"),

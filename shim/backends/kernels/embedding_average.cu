@@ -189,6 +189,54 @@ __device__ __forceinline__ void join_runs(const int* __restrict__ keys, const fl
   }
 }
 
+// The whole gradient of a table of few rows, in one order: grid (V, ceil(W / (32 SIZE))). Every warp looks for the row in a
+// part of the positions. Shared memory: float[blockDim.x * SIZE].
+constexpr int LOOKED_AT = 8;  // ids at a time
+
+template <int SIZE>
+__device__ __forceinline__ void sum_table(const int* __restrict__ ids, const float* __restrict__ shares,
+                                          const float* __restrict__ dy, float* __restrict__ dtable, int total,
+                                          int positions, int width, int padding) {
+  DYNAMIC_SHARED(float, sums);
+  const int row = blockIdx.x, lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+  const int first = blockIdx.y * 32 * SIZE, column = first + lane * SIZE;
+  Vector<SIZE> sum = {};
+  if (row != padding)
+    for (int start = warp * LOOKED_AT; start < total; start += warps * LOOKED_AT) {
+      int found[LOOKED_AT];
+#pragma unroll
+      for (int k = 0; k < LOOKED_AT; ++k) found[k] = start + k < total ? __ldg(ids + start + k) : -1;
+#pragma unroll
+      for (int k = 0; k < LOOKED_AT; ++k)
+        if (found[k] == row && column < width) {
+          const int sample = (start + k) / positions;
+          const float share = __ldg(shares + sample);
+          const Vector<SIZE> x = vector_at<SIZE>(dy + (size_t)sample * width + column);
+#pragma unroll
+          for (int e = 0; e < SIZE; ++e) sum.v[e] = fmaf(x.v[e], share, sum.v[e]);
+        }
+    }
+#pragma unroll
+  for (int e = 0; e < SIZE; ++e) sums[threadIdx.x * SIZE + e] = sum.v[e];
+  __syncthreads();
+  for (int e = threadIdx.x; e < 32 * SIZE && first + e < width; e += blockDim.x) {
+    float all = 0.f;
+    for (int k = 0; k < warps; ++k) all += sums[k * 32 * SIZE + e];
+    dtable[(size_t)row * width + first + e] = all;
+  }
+}
+
+// Copy the row of each of `total` positions to y (total, W), one group of lanes for each.
+template <int SIZE>
+__device__ __forceinline__ void gather(const int* __restrict__ ids, const float* __restrict__ table,
+                                       float* __restrict__ y, int total, int width, int lanes) {
+  const int at = blockIdx.x * (blockDim.x / lanes) + threadIdx.x / lanes;
+  if (at >= total) return;
+  const float* row = table + (size_t)__ldg(ids + at) * width;
+  for (int column = threadIdx.x % lanes * SIZE; column < width; column += lanes * SIZE)
+    *reinterpret_cast<Vector<SIZE>*>(y + (size_t)at * width + column) = vector_at<SIZE>(row + column);
+}
+
 // Descend along the gradient of the rows that a step touched, and clear it if asked to. One group of lanes for each of
 // the `total` positions; the first to negate a row's stamp has the row; without stamps each position has its own.
 template <int SIZE>
@@ -235,6 +283,15 @@ __device__ __forceinline__ void descend(float* __restrict__ p, const int* __rest
       float* p, const int* ids, float* values, int* stamps, const int* step, const float* rate, int total, int width,  \
       int lanes, int clear) {                                                                                          \
     descend<SIZE>(p, ids, values, stamps, step, rate, total, width, lanes, clear);                                     \
+  }                                                                                                                    \
+  extern "C" __global__ void __launch_bounds__(256) sum_table_##SIZE(                                                  \
+      const int* ids, const float* shares, const float* dy, float* dtable, int total, int positions, int width,        \
+      int padding) {                                                                                                   \
+    sum_table<SIZE>(ids, shares, dy, dtable, total, positions, width, padding);                                        \
+  }                                                                                                                    \
+  extern "C" __global__ void __launch_bounds__(256) gather_##SIZE(const int* ids, const float* table, float* y,        \
+                                                                  int total, int width, int lanes) {                   \
+    gather<SIZE>(ids, table, y, total, width, lanes);                                                                  \
   }
 KERNELS(1)
 KERNELS(2)
@@ -253,6 +310,12 @@ EMULATE(sum_runs_4)
 EMULATE(join_runs_1)
 EMULATE(join_runs_2)
 EMULATE(join_runs_4)
+EMULATE(sum_table_1)
+EMULATE(sum_table_2)
+EMULATE(sum_table_4)
+EMULATE(gather_1)
+EMULATE(gather_2)
+EMULATE(gather_4)
 EMULATE(descend_1)
 EMULATE(descend_2)
 EMULATE(descend_4)

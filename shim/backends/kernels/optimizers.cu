@@ -154,15 +154,22 @@ __device__ __forceinline__ void adam_touched(float* __restrict__ p, float* __res
                                              const float* __restrict__ rate, unsigned size, unsigned factor, int shift,
                                              int clear, float mix_1, float mix_2, float epsilon) {
   const unsigned i = (blockIdx.x * blockDim.x + threadIdx.x) * SIZE;
-  if (i >= size) return;
+  const int now = __ldg(step);
+  const Adam adam{__ldg(rate), mix_1, mix_2, epsilon};
+  if (i + SIZE > size) {
+    for (unsigned k = i; k < size; ++k) {
+      const float g = __ldg(stamps + ((Word)k * factor >> shift)) == now ? values[k] : 0.f;
+      if (clear) values[k] = 0.f;
+      adam(p[k], g, m[k], v[k]);
+    }
+    return;
+  }
   Vector<SIZE> p_i = streamed<SIZE>(p + i), m_i = streamed<SIZE>(m + i), v_i = streamed<SIZE>(v + i), g = {};
   const unsigned first = (Word)i * factor >> shift, last = (Word)(i + SIZE - 1) * factor >> shift;
-  const int now = __ldg(step);
   if (__ldg(stamps + first) == now || (SIZE > 1 && __ldg(stamps + last) == now)) {
     g = streamed<SIZE>(values + i);
     if (clear) stream(values + i, Vector<SIZE>{});
   }
-  const Adam adam{__ldg(rate), mix_1, mix_2, epsilon};
 #pragma unroll
   for (int e = 0; e < SIZE; ++e) adam(p_i.v[e], g.v[e], m_i.v[e], v_i.v[e]);
   stream(p + i, p_i);
