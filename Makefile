@@ -40,7 +40,8 @@ bench: some-env  ## Compare the backends on layers and on training steps of all 
 bench-layers: some-env  ## The same on the layers of two models alone, with narrower intervals
 	$(SHIM) bench --set article --model mnist_mlp --model imdb_bidirectional_lstm $(ONLY) $(ARGS)
 
-# It begins with the GPU: without one it ends there, before torch and JAX are downloaded.
+# It begins with the GPU: without one it ends there, before torch and JAX are downloaded. Models come first, with as many
+# rounds as a verdict takes; of layers, times on the device are what counts, and those one round has.
 bench-gpu: $(TOOL)  ## Check and compare the backends on the GPU, on all layers and models; run files go to results/
 	$(SHIM) env cupy
 	$(SHIM) check cupy --device cuda
@@ -51,9 +52,9 @@ bench-gpu: $(TOOL)  ## Check and compare the backends on the GPU, on all layers 
 	  echo "Going on without the device times of $$name: cupti-python could not be installed."; done
 	$(SHIM) check $(filter-out cupy,$(GPU)) --device cuda
 	@mkdir -p results
-	name=results/$$(date +%Y%m%d-%H%M%S)-gpu && failed=0 && for set in article models; do \
+	name=results/$$(date +%Y%m%d-%H%M%S)-gpu && failed=0 && for set in 'models --rounds 3' 'article --quick'; do \
 	  $(SHIM) bench --device cuda --backends $(call commas,$(GPU)) --set $$set \
-	    --output $$name-$$set.jsonl $(ARGS) || failed=1; done; exit $$failed
+	    --output $$name-$${set%% *}.jsonl $(ARGS) || failed=1; done; exit $$failed
 
 maps: some-env  ## Map which backend wins at which shape of four ops, in 15 minutes
 	set -e; for op in dense conv2d lstm embedding_average; do \

@@ -6,7 +6,7 @@ from shim.backends import _cudnn_ops
 from shim.backends._cuda_dense import rectified_sums
 
 #: hidden units of the LSTM kernels, rounded up to one of these -> units of a thread, weights that it keeps in registers
-LSTM_SIZES = {16: (1, 4), 32: (1, 8), 48: (1, 12), 64: (1, 16), 80: (1, 20), 96: (1, 24), 112: (1, 24), 128: (1, 22)}
+LSTM_SIZES = {16: (1, 4), 32: (1, 8), 48: (1, 12), 64: (1, 16), 80: (1, 20), 96: (1, 24), 112: (2, 22), 128: (2, 22)}
 
 
 def has_kernels(dtype, hidden):

@@ -34,7 +34,7 @@ def test_lstms_keep_their_weights_in_registers(architecture, hidden, hard):
     padded = constants["PADDED"]
     threads, *shared = lstm_launch(padded)
     found = compiled(Kernels("lstm", **constants), architecture)
-    spilled = 80 if architecture == "sm_80" and hidden > 96 else 0  # a few bytes, beside 22 weights of 16 bytes
+    spilled = 8 if architecture == "sm_80" and hidden > 96 else 0  # beside 22 weights of 32 bytes
     for name, dynamic in zip(("lstm_forward", "lstm_backward"), shared, strict=True):
         assert found[name].spilled <= spilled
         assert found[name].registers * threads <= REGISTERS

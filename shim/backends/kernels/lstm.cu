@@ -117,19 +117,18 @@ lstm_forward(const float* __restrict__ zx, const float* __restrict__ w_h, const 
     const float4* now = reinterpret_cast<const float4*>(states + (s & 1) * PADDED);
     float* next = states + (~s & 1) * PADDED;
     float4 z[UNITS];
-    float activated[UNITS], state[UNITS];
 #pragma unroll
     for (int i = 0; i < UNITS; ++i) z[i] = make_float4(0.f, 0.f, 0.f, 0.f);
 #pragma unroll
     for (int j = 0; j < PIECES; ++j) {
-      const float4 states_of_piece = now[4 * j + q];
+      const float4 state = now[4 * j + q];
 #pragma unroll
       for (int e = 0; e < 4; ++e)
 #pragma unroll
         for (int i = 0; i < UNITS; ++i) {
           const int k = 4 * j + e;
           const float4 w = k < HELD ? held[k < HELD ? k : 0][i] : housed[((k - HELD) * UNITS + i) * THREADS + thread];
-          const float value = element(states_of_piece, e);
+          const float value = element(state, e);
           z[i].x = fmaf(value, w.x, z[i].x);
           z[i].y = fmaf(value, w.y, z[i].y);
           z[i].z = fmaf(value, w.z, z[i].z);
@@ -146,23 +145,17 @@ lstm_forward(const float* __restrict__ zx, const float* __restrict__ w_h, const 
       const float of_i = __shfl_sync(ALL, a, lane), of_f = __shfl_sync(ALL, a, lane + 1);
       const float of_g = __shfl_sync(ALL, a, lane + 2), of_o = __shfl_sync(ALL, a, lane + 3);
       c[i] = fmaf(of_f, c[i], of_i * of_g);
-      activated[i] = a;
-      state[i] = of_o * tanh_of(c[i]);
-      if (q == 0) next[u] = u < HIDDEN ? state[i] : 0.f;
-    }
-    __syncthreads();
-    // Only now, so that the others do not wait for the addresses of these.
-#pragma unroll
-    for (int i = 0; i < UNITS; ++i) {
-      const int u = slot + i * SLOTS;
+      const float state = of_o * tanh_of(c[i]);
+      if (q == 0) next[u] = u < HIDDEN ? state : 0.f;
       if (u < HIDDEN) {
-        if (before && q == 0 && s + 1 < steps) before[(place + stride) * HIDDEN + u] = state[i];
-        if (h && q == 1) h[place * HIDDEN + u] = state[i];
+        if (before && q == 0 && s + 1 < steps) before[(place + stride) * HIDDEN + u] = state;
+        if (h && q == 1) h[place * HIDDEN + u] = state;
         if (cells && q == 2) cells[place * HIDDEN + u] = c[i];
-        if (last && q == 3 && s + 1 == steps) last[((size_t)blockIdx.x * directions + blockIdx.y) * HIDDEN + u] = state[i];
-        if (gates) gates[place * 4 * HIDDEN + q * HIDDEN + u] = activated[i];
+        if (last && q == 3 && s + 1 == steps) last[((size_t)blockIdx.x * directions + blockIdx.y) * HIDDEN + u] = state;
+        if (gates) gates[place * 4 * HIDDEN + q * HIDDEN + u] = a;
       }
     }
+    __syncthreads();
   }
 }
 
@@ -227,26 +220,22 @@ lstm_backward(const float* __restrict__ dh, const float* __restrict__ gates, con
 
   for (int s = 0; s < steps; ++s, place += stride) {
     float4* now = gradients + (s & 1) * PADDED;
-    float of_z[UNITS];
 #pragma unroll
     for (int i = 0; i < UNITS; ++i) {
+      const int u = slot + i * SLOTS;
       const Step& step = next[i];
       const float tanh_c = tanh_of(step.c);
       const float own = q == 0 ? step.i : q == 1 ? step.f : q == 2 ? step.g : step.o;
       const float other = q == 0 ? step.g : q == 1 ? step.c_before : q == 2 ? step.i : tanh_c;
       const float of_h = carried_h[i] + step.dh;
       const float of_c = fmaf(of_h, step.o * (1.f - tanh_c * tanh_c), carried_c[i]);
-      of_z[i] = (q == 3 ? of_h : of_c) * other * slope(own, q);
+      const float of_z = (q == 3 ? of_h : of_c) * other * slope(own, q);
       carried_c[i] = of_c * step.f;
-      reinterpret_cast<float*>(now)[4 * (slot + i * SLOTS) + q] = of_z[i];
-    }
-    __syncthreads();
-#pragma unroll
-    for (int i = 0; i < UNITS; ++i) {
-      const int u = slot + i * SLOTS;
-      if (u < HIDDEN) dz[place * 4 * HIDDEN + q * HIDDEN + u] = of_z[i];
+      reinterpret_cast<float*>(now)[4 * u + q] = of_z;
+      if (u < HIDDEN) dz[place * 4 * HIDDEN + q * HIDDEN + u] = of_z;
       if (s + 1 < steps) read(i, place + stride, s + 2 == steps);
     }
+    __syncthreads();
     float sums[UNITS][4];
 #pragma unroll
     for (int i = 0; i < UNITS; ++i)
