@@ -11,11 +11,12 @@ class Replayed:
     The first call with new shapes runs the function, which so compiles kernels, chooses algorithms and lays out its
     workspace. The second one records it, on fixed copies of its arguments, and all later ones replay that. What the
     function changes besides must stay where it is in memory, and nothing it does may depend on values of the host that
-    change. What CuPy cannot record is run launch by launch for ever, with a warning.
+    change. What CuPy cannot record is run launch by launch for ever, with a warning. ``record(function, arrays)``
+    returns the replay, such as a :class:`Graph`.
     """
 
-    def __init__(self, cupy, function):
-        self._cupy, self._function, self._graphs = cupy, function, {}
+    def __init__(self, function, record):
+        self._function, self._record, self._graphs = function, record, {}
 
     def __call__(self, *arrays):
         key = tuple((a.shape, a.dtype.char) for a in arrays)
@@ -24,7 +25,7 @@ class Replayed:
             return self._function(*arrays)
         if self._graphs[key] is None:
             try:
-                self._graphs[key] = Graph(self._cupy, self._function, arrays)
+                self._graphs[key] = self._record(self._function, arrays)
             except NotImplementedError as error:
                 warnings.warn(
                     f"steps are launched kernel by kernel, since CuPy cannot record them: {error}", stacklevel=2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from shim.backends._state import pack, refill
 from shim.backends._tape import Tape, Variable
 from shim.backends._updates import rows_in_use, tables_by_rows
 from shim.models import optimizers
-from shim.protocol import bare_ops, op
+from shim.protocol import op
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def _op(module, name):
 class Trainer:
     """A tape for the training steps, another one for evaluation, and weights that are updated in place.
 
-    ``backend`` is the module whose ops and transfers of arrays it uses.
+    ``backend`` is the module whose transfers of arrays it uses.
     """
 
     def __init__(self, programs, backend, model, params, optimizer, seed):
@@ -125,7 +126,8 @@ class Trainer:
         def normalise(*args, training=None):
             return self._programs.call("batch_norm", *args, **normalising)
 
-        return bare_ops(self._backend, batch_norm=normalise, **replaced)
+        ops = {name: functools.partial(self._programs.call, name) for name in contract.OPS}
+        return SimpleNamespace(**ops | {"batch_norm": normalise} | replaced)
 
     def step(self, x, labels):
         loss = self._step(x, labels)

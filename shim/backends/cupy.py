@@ -18,7 +18,7 @@ import numpy as np
 from shim.backends import _cuda_device, _cuda_ops, _handwritten
 from shim.backends._cublaslt import Products
 from shim.backends._cuda_glue import SplitMix64
-from shim.backends._cuda_graph import Replayed
+from shim.backends._cuda_graph import Graph, Replayed
 from shim.backends._cuda_ops import CudaOps
 from shim.backends._cuda_trainer import Trainer
 from shim.backends._cudnn import Cudnn
@@ -129,7 +129,7 @@ def trainer(model, params, optimizer, mode, seed=0):
 
 
 def _recorded(function):
-    return Replayed(cupy, function)
+    return Replayed(function, functools.partial(Graph, cupy))
 
 
 def _launched(function):
