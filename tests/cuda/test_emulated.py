@@ -517,8 +517,8 @@ FAULTS = {
     "one direction's weights for both": ("lstm_backward", "if (blockIdx.y) w_h = w_h_1", ""),
     "a state not kept": (
         "lstm_backward",
-        "(place + stride) * HIDDEN + u] = state[i]",
-        "(place + stride) * HIDDEN + u] = 0.f",
+        "(place + stride) * HIDDEN + u] = state;",
+        "(place + stride) * HIDDEN + u] = 0.f;",
     ),
     "one block's sums left out": ("rectified_sums", "for (int k = line; k", "for (int k = line + 1; k"),
     "the bias of what is rectified": ("rectified_sums", "y && !(__ldg(y + i) > 0.f) ? 0.f : ", ""),
