@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from shim.backends import _cudnn_ops
 from shim.backends._cuda_dense import rectified_sums
+from shim.backends._cuda_kernels import blocks_of
 from shim.contract import same_padding
 
 CHANNELS = (1, 3)  # of images
@@ -30,17 +31,17 @@ def conv2d(cuda, work, x, w, b, *, stride=1, padding="valid", activation=None):
     (p, top), (q, left) = (_convolved(*axis, stride, padding) for axis in ((height, r), (width, s)))
     launch, sizes = cuda.kernels("conv2d", **conv2d_constants(w.shape, stride)), (n, height, width, p, q)
     sizes, warps, rectify = (*sizes, outputs, top, left), BLOCK // 32, activation == "relu"
-    y, columns = xp.empty((n, p, q, outputs), x.dtype), _parts(outputs, 32)
-    launch("conv2d_forward", (_parts(n * p, warps), columns), (BLOCK,), x, w, b, y, *sizes, int(rectify))
+    y, columns = xp.empty((n, p, q, outputs), x.dtype), blocks_of(outputs, 32)
+    launch("conv2d_forward", (blocks_of(n * p, warps), columns), (BLOCK,), x, w, b, y, *sizes, int(rectify))
 
     def pullback(dy, first=True):
         dy, dx, rectified = xp.ascontiguousarray(dy), None, y if rectify else None
-        blocks = min(CONV2D_BLOCKS[c], _parts(n * p * _parts(q, PIXELS), warps))
+        blocks = min(CONV2D_BLOCKS[c], blocks_of(n * p * blocks_of(q, PIXELS), warps))
         sums, shared = xp.empty((blocks, r * s * c + 1, outputs), x.dtype), 4 * BLOCK * (r * s * c + 1)
         launch("conv2d_weights", (blocks, columns), (BLOCK,), x, rectified, dy, sums, *sizes, shared=shared)
         if first:
             dx, tile = xp.empty(x.shape, x.dtype), image_tile((r, s), stride, (height, width), q)
-            grid, memory = (n, *map(_parts, (height, width), tile)), 4 * (BLOCK + 32) * r * s * c
+            grid, memory = (n, *map(blocks_of, (height, width), tile)), 4 * (BLOCK + 32) * r * s * c
             launch("conv2d_images", grid, (BLOCK,), rectified, dy, w, dx, *sizes, *tile, shared=memory)
         total = rectified_sums(cuda, work, None, sums.reshape(blocks, -1))[1].reshape(-1, outputs)
         return [dx, total[:-1].reshape(w.shape), total[-1]]
@@ -53,7 +54,7 @@ def image_tile(kernel, stride, size, q):
     rows, columns = (kernel[0] - 1) // stride + 1, 32
     while rows * _seen(columns, kernel[1], stride) > BLOCK:
         columns //= 2
-    columns = _parts(size[1], _parts(size[1], columns))
+    columns = blocks_of(size[1], blocks_of(size[1], columns))
     rows = BLOCK // min(q, _seen(columns, kernel[1], stride))
     return min(size[0], stride * rows - kernel[0] + 1), columns
 
@@ -67,7 +68,3 @@ def _convolved(length, kernel, stride, padding):
     """Return the length of a convolved axis, and the zeros before it."""
     before, after = same_padding(length, kernel, stride) if padding == "same" else (0, 0)
     return (before + length + after - kernel) // stride + 1, before
-
-
-def _parts(size, part):
-    return max(1, -(-size // part))

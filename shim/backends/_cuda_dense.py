@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from shim.backends import _handwritten
+from shim.backends._cuda_kernels import blocks_of
 
 LINES = 16  # rows that a block reads at a time
 LEAST = 16  # rows for a thread, before others share the columns
@@ -29,7 +30,7 @@ def rectified_sums(cuda, work, y, dy):
     rows, dz, sums = dy.size // columns, dy, xp.empty(columns, dy.dtype)
     if y is not None:
         dz = xp.empty(dy.shape, dy.dtype)
-    across = -(-columns // 32)
+    across = blocks_of(columns, 32)
     parts = max(1, min(PARTS, rows // (LEAST * LINES)))
     partial, tickets = work(_scratch, parts, columns, across)
     args = dy, y, dz if y is not None else None, sums, partial, tickets, rows, columns

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from shim.backends import _handwritten
+from shim.backends._cuda_kernels import blocks_of
 
 BLOCK = 256  # threads
 WIDEST = 1024  # threads of a block that normalises
@@ -73,12 +74,12 @@ def max_pool2d(cuda, work, x, *, pool=2):
     places = xp.empty(y.shape, "uint8") if work.keep else None
     sizes = height, width, p, q, c // vector, pool
     total = y.size // vector
-    launch(f"max_pool_{vector}", (_parts(total, BLOCK),), (BLOCK,), x, y, places, total, *sizes)
+    launch(f"max_pool_{vector}", (blocks_of(total, BLOCK),), (BLOCK,), x, y, places, total, *sizes)
 
     def pullback(dy, first=True):
         dy, dx = xp.ascontiguousarray(dy), xp.empty(x.shape, x.dtype)
         total = n * -(-height // pool) * -(-width // pool) * (c // vector)
-        launch(f"max_pool_back_{vector}", (_parts(total, BLOCK),), (BLOCK,), places, dy, dx, total, *sizes)
+        launch(f"max_pool_back_{vector}", (blocks_of(total, BLOCK),), (BLOCK,), places, dy, dx, total, *sizes)
         return [dx]
 
     return y, pullback
@@ -88,7 +89,7 @@ def relu(cuda, work, x):
     if x.dtype != "float32":
         return _handwritten.relu(work, x)
     xp, launch = cuda.xp, cuda.kernels("glue")
-    x, grid = xp.ascontiguousarray(x), (_parts(x.size, 4 * BLOCK),)
+    x, grid = xp.ascontiguousarray(x), (blocks_of(x.size, 4 * BLOCK),)
     y = xp.empty(x.shape, x.dtype)
     launch("relu", grid, (BLOCK,), x, y, x.size)
 
@@ -104,12 +105,12 @@ def dropout(cuda, work, x, *, rate=0.0, generator=None):
     """``generator`` is a :class:`SplitMix64`."""
     if x.dtype != "float32" or not rate:
         return _handwritten.dropout(work, x, rate=rate, generator=generator)
-    xp, launch, offset = cuda.xp, cuda.kernels("glue"), generator.take(_parts(x.size, 4))
+    xp, launch, offset = cuda.xp, cuda.kernels("glue"), generator.take(blocks_of(x.size, 4))
     options = np.uint64(offset % 2**64), x.size, round(rate * 2**16), 1 / (1 - rate)
 
     def masked(values):
         values, kept = xp.ascontiguousarray(values), xp.empty(x.shape, x.dtype)
-        launch("dropout", (_parts(x.size, 4 * BLOCK),), (BLOCK,), values, kept, generator.array, *options)
+        launch("dropout", (blocks_of(x.size, 4 * BLOCK),), (BLOCK,), values, kept, generator.array, *options)
         return kept
 
     return masked(x), lambda dy, first=True: [masked(dy)]
@@ -124,9 +125,9 @@ def batch_norm(cuda, work, x, gamma, beta, mean, variance, *, training=False, mo
         mean, variance = xp.empty(c, x.dtype), xp.empty(c, x.dtype)
     if moments is not None:
         moments.append((mean, variance))
-    threads = min(WIDEST, _parts(n * COLUMNS, 32) * 32)
+    threads = min(WIDEST, blocks_of(n * COLUMNS, 32) * 32)
     sizes, shared = (n, c, int(training)), 4 * 2 * threads // 32 * COLUMNS
-    x, y, grid = xp.ascontiguousarray(x), xp.empty((n, c), x.dtype), (_parts(c, COLUMNS),)
+    x, y, grid = xp.ascontiguousarray(x), xp.empty((n, c), x.dtype), (blocks_of(c, COLUMNS),)
     launch("batch_norm", grid, (threads,), x, gamma, beta, mean, variance, y, *sizes, shared=shared)
 
     def pullback(dy, first=True):
@@ -144,7 +145,7 @@ def softmax_cross_entropy(cuda, work, logits, labels):
     xp, launch, (n, classes) = cuda.xp, cuda.kernels("glue"), logits.shape
     logits, labels = xp.ascontiguousarray(logits), xp.ascontiguousarray(labels)
     threads = min(BLOCK, 32 * n)
-    grid = (_parts(n, threads // 32),)
+    grid = (blocks_of(n, threads // 32),)
     normals, loss, a = xp.empty((n, 2), logits.dtype), xp.empty((), logits.dtype), work(_partial, *grid)
     args = logits, labels, normals, a.sums, a.ticket, loss, n, classes
     launch("softmax_loss", grid, (threads,), *args, shared=threads // 8)
@@ -163,8 +164,8 @@ def sigmoid_cross_entropy(cuda, work, logits, labels):
         return _handwritten.sigmoid_cross_entropy(work, logits, labels)
     xp, launch, (n,) = cuda.xp, cuda.kernels("glue"), logits.shape
     logits, labels = xp.ascontiguousarray(logits), xp.ascontiguousarray(labels)
-    threads = min(BLOCK, 32 * _parts(n, 32))
-    grid = (_parts(n, threads),)
+    threads = min(BLOCK, 32 * blocks_of(n, 32))
+    grid = (blocks_of(n, threads),)
     loss, a = xp.empty((), logits.dtype), work(_partial, *grid)
     launch("sigmoid_loss", grid, (threads,), logits, labels, a.sums, a.ticket, loss, n, shared=threads // 8)
 
@@ -178,7 +179,3 @@ def sigmoid_cross_entropy(cuda, work, logits, labels):
 
 def _partial(xp, keep, blocks):
     return SimpleNamespace(sums=xp.empty(blocks, "float32"), ticket=xp.zeros(1, "int32"))
-
-
-def _parts(size, part):
-    return max(1, -(-size // part))

@@ -113,6 +113,11 @@ class Module:
         self.launched.add(kernel)
 
 
+def blocks_of(size, part):
+    """Return how many blocks of ``part`` there are for so many elements, at least one."""
+    return max(1, -(-size // part))
+
+
 def _argument(value):
     if value is None:
         return np.uintp(0)

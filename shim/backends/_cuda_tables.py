@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from shim.backends import _handwritten
+from shim.backends._cuda_kernels import blocks_of
 
 VECTORS = (4, 2, 1)  # floats that a thread reads at once
 BLOCK = 256  # threads
@@ -74,7 +75,7 @@ def embedding_average(cuda, work, ids, table, *, padding_id=None, table_gradient
     launch, (lane_count, vector) = cuda.kernels("embedding_average"), lanes(width)
     padding = -1 if padding_id is None else padding_id
     y, shares = xp.empty((n, width), table.dtype), xp.empty(n, table.dtype)
-    threads = min(WIDEST, max(32, _rounded_up(lane_count * _parts(t, POSITIONS_OF_GROUP), 32)))
+    threads = min(WIDEST, max(32, _rounded_up(lane_count * blocks_of(t, POSITIONS_OF_GROUP), 32)))
     shared = 4 * (threads * vector + threads // lane_count)
     args = ids, table, y, shares, t, width, padding, lane_count
     launch(f"average_{vector}", (n,), (threads,), *args, shared=shared)
@@ -97,7 +98,7 @@ def embedding(cuda, work, ids, table, *, table_gradient="dense"):
     width, (lane_count, vector) = table.shape[1], lanes(table.shape[1])
     y = cuda.xp.empty((*ids.shape, width), table.dtype)
     args = ids, table, y, ids.size, width, lane_count
-    grid = (_parts(ids.size, BLOCK // lane_count),)
+    grid = (blocks_of(ids.size, BLOCK // lane_count),)
     cuda.kernels("embedding_average")(f"gather_{vector}", grid, (BLOCK,), *args)
     return y, pullback
 
@@ -109,7 +110,7 @@ def _table_gradient(cuda, work, ids, table, dy, shares, padding, table_gradient)
     launch = cuda.kernels("embedding_average")
     crowded = n * t >= CROWDED * len(table) and n * t * len(table) <= FEW
     if crowded and table_gradient == "dense" and not cuda.deterministic:
-        result, grid = xp.empty(table.shape, table.dtype), (len(table), _parts(width, 32 * vector))
+        result, grid = xp.empty(table.shape, table.dtype), (len(table), blocks_of(width, 32 * vector))
         args = flat, shares, dy, result, n * t, t, width, padding
         launch(f"sum_table_{vector}", grid, (BLOCK,), *args, shared=4 * BLOCK * vector)
         return result
@@ -128,16 +129,16 @@ def _table_gradient(cuda, work, ids, table, dy, shares, padding, table_gradient)
     if not cuda.deterministic:
         longest = LONGEST["single" if t == 1 else "average"]
         args = ids, shares, dy, a.values, a.touched, a.stamps, step, n * t, t, width, padding, lane_count, longest
-        launch(f"scatter_{vector}", (_parts(n * t, groups),), (BLOCK,), *args)
+        launch(f"scatter_{vector}", (blocks_of(n * t, groups),), (BLOCK,), *args)
         return result
     if a.touched is not None:
         a.touched[...] = flat
     order = xp.argsort(flat, kind="stable").astype("int32")
-    keys, parts = flat[order], xp.empty((_parts(n * t, PIECE), width), dy.dtype)
-    args = order, keys, shares, dy, a.values, parts, a.stamps, step, n * t, t, width, padding, lane_count
-    launch(f"sum_runs_{vector}", (_parts(n * t, groups),), (BLOCK,), *args)
-    args = keys, parts, a.values, n * t, width, padding, lane_count
-    launch(f"join_runs_{vector}", (_parts(len(parts), groups),), (BLOCK,), *args)
+    keys, sums = flat[order], xp.empty((blocks_of(n * t, PIECE), width), dy.dtype)
+    args = order, keys, shares, dy, a.values, sums, a.stamps, step, n * t, t, width, padding, lane_count
+    launch(f"sum_runs_{vector}", (blocks_of(n * t, groups),), (BLOCK,), *args)
+    args = keys, sums, a.values, n * t, width, padding, lane_count
+    launch(f"join_runs_{vector}", (blocks_of(len(sums), groups),), (BLOCK,), *args)
     return result
 
 
@@ -146,7 +147,7 @@ def descend(cuda, p, g, rate):
     lane_count, vector = lanes(p.shape[1])
     stamps = None if g.unique else g.stamps
     args = p, g.ids, g.values, stamps, g.step, rate, g.ids.size, p.shape[1], lane_count, int(g.clears)
-    grid = (_parts(g.ids.size, BLOCK // lane_count),)
+    grid = (blocks_of(g.ids.size, BLOCK // lane_count),)
     cuda.kernels("embedding_average")(f"descend_{vector}", grid, (BLOCK,), *args)
 
 
@@ -160,10 +161,6 @@ def _dense(xp, keep, rows, width, dtype):
 
 def _ones(xp, keep, size, dtype):
     return xp.ones(size, dtype)
-
-
-def _parts(size, part):
-    return max(1, -(-size // part))
 
 
 def _rounded_up(size, part):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from shim.backends import _updates
+from shim.backends._cuda_kernels import blocks_of
 from shim.backends._cuda_tables import Touched, descend
 from shim.backends._handwritten import Rows
 from shim.models import optimizers
@@ -70,7 +71,7 @@ def update_all(cuda, optimizer, weights, gradients, states, rate):
         blocks, args = 0, []
         for p, g, slots in dense[start : start + WEIGHTS]:
             args += [p, g, *slots, *[None] * (2 - len(slots)), p.size, blocks]
-            blocks += -(-p.size // CHUNK)
+            blocks += blocks_of(p.size, CHUNK)
         args += [None, None, None, None, 0, -1] * (WEIGHTS - len(args) // 6)
         launch(optimizer.name, (blocks,), (BLOCK,), *args, rate, *constants)
 
@@ -79,7 +80,7 @@ def _adam_touched(launch, p, g, states, rate, constants):
     width = p.shape[1]
     vector = 4 if width >= NARROWEST else 1
     args = p, g.values, g.stamps, g.step, *states, rate, p.size, *_reciprocal(width), int(g.clears)
-    launch(f"adam_touched_{vector}", (-(-p.size // (BLOCK * vector)),), (BLOCK,), *args, *constants)
+    launch(f"adam_touched_{vector}", (blocks_of(p.size, BLOCK * vector),), (BLOCK,), *args, *constants)
 
 
 def _reciprocal(width):
