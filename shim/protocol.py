@@ -68,7 +68,8 @@ class Backend(Protocol):
     """The functions of a backend module, beside its ops.
 
     A backend that cannot do everything says so in ``DIRECTIONS`` or ``DTYPES``, see :func:`offers`, and raises
-    :class:`Unsupported` when it is asked all the same.
+    :class:`Unsupported` when it is asked all the same. One that computes recurrences with approximate exponentials says
+    so by ``approximates()``.
     """
 
     DEVICES: tuple[str, ...]
@@ -135,6 +136,11 @@ def dtypes(backend: Any) -> tuple[str, ...]:
 def fuses(backend: Any, mode: str) -> bool:
     """Return whether a mode compiles the ops of a model as one program."""
     return mode in getattr(backend, "FUSES", ())
+
+
+def approximates(backend: Any) -> bool:
+    """Return whether the gates of recurrences in float32 are approximate where a backend computes, as on GPUs."""
+    return bool(getattr(backend, "approximates", bool)())
 
 
 def training_ops(ops: Callable[..., SimpleNamespace], model: Any, **replaced: Callable[..., Any]) -> SimpleNamespace:

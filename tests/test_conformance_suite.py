@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from broken import FAULTS, backend, caught
@@ -73,3 +75,29 @@ def test_a_loss_that_drifts_is_caught():
         parity.compare_losses(wanted * (1 + 2e-4), wanted, "float32")
     with pytest.raises(parity.ParityError):
         parity.compare_losses([np.nan, 1.5, 1.0], wanted, "float32")
+
+
+@pytest.mark.parametrize(
+    ("op", "approximates", "passes"), [("lstm", True, True), ("lstm", False, False), ("dense", True, False)]
+)
+def test_only_recurrences_may_be_off_by_more_where_a_backend_says_so(op, approximates, passes):
+    exact = backend()
+    case, entry = cases.case(op, "forward", parity.SMALL[op]), contract.op(op)
+    longest = entry.longest_sum(entry.all_dims(dict(case.dims), dict(case.options)))
+    off = 2 * parity.FACTOR * np.finfo(np.float32).eps * longest**0.5
+
+    def forward(*how):
+        run = exact.forward(*how)
+
+        def program(*args):
+            y = run(*args)
+            return y + y.dtype.type(off * abs(y).max())
+
+        return program
+
+    other = SimpleNamespace(**vars(exact) | {"forward": forward, "approximates": lambda: approximates})
+    if passes:
+        parity.verify(other, case, "eager")
+    else:
+        with pytest.raises(parity.ParityError, match="the result differs"):
+            parity.verify(other, case, "eager")
