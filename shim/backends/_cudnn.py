@@ -63,9 +63,12 @@ class Trial:
     scratch: Any = None
     copies: Any = ()
 
+    @property
+    def name(self):
+        return f"algorithm {self.algorithm} {('NCHW', 'NHWC')[self.layout]}{' fused' if self.fused else ''}"
+
     def __str__(self):
-        layout, fused = ("NCHW", "NHWC")[self.layout], " fused" if self.fused else ""
-        return f"algorithm {self.algorithm} {layout}{fused}: {self.seconds * 1e6:.1f} us, error {self.error:.1e}"
+        return f"{self.name}: {self.seconds * 1e6:.1f} us, error {self.error:.1e}"
 
 
 class Cudnn:
@@ -96,6 +99,11 @@ class Cudnn:
     def convolve_weights(self, x, dy, dw, *, stride=1, padding=(0, 0)):
         """Fill ``dw`` (O, R, S, C) with the gradient of the filters."""
         self._convolution("weights", {"x": x, "w": dw, "y": dy}, stride, padding)
+
+    def path(self, x, w):
+        """Name what was chosen so far for images of shape ``x`` (N, H, W, C) and filters ``w`` (O, R, S, C)."""
+        found = [(k[0], plan.chosen) for k, plan in self._plans.items() if k[1:3] == (x, w) and plan.chosen]
+        return ", ".join(dict.fromkeys(f"{direction}: {trial.name}" for direction, trial in found))
 
     def recurrence(self, n, t, inputs, hidden, directions, training):
         """Return the plan of LSTMs over sequences (N, T, inputs), one or both directions."""

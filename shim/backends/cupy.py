@@ -154,7 +154,11 @@ def implementation(case, mode=MODES[0]):
         return f"tape of hand-written ops, own kernels for the optimizer{rows}, {launched}"
     kernels = _cuda_ops.has_kernels(case.op, case.dtype, **dict(case.dims))
     if not kernels and case.dtype == "float32" and case.op in ("conv2d", "lstm", "bilstm") and _cuda.cudnn:
-        return "cuDNN convolution" if case.op == "conv2d" else "cuDNN LSTM"
+        if case.op != "conv2d":
+            return "cuDNN LSTM"
+        n = dict(case.dims)
+        path = _cuda.cudnn.path(tuple(n[k] for k in "NHWC"), tuple(n[k] for k in "ORSC"))
+        return f"cuDNN convolution{f', {path}' if path else ''}"
     return (KERNELS if kernels else ARRAY_FUNCTIONS).get(case.op, "own kernels" if kernels else "array functions")
 
 

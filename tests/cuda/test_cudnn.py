@@ -248,12 +248,16 @@ def test_the_fastest_is_kept_and_runs_between_copies(cudnn):
         del cudnn.library.calls[:]
         cudnn.convolve_images(w, dy, x)
     assert names(cudnn) == ["cudnnConvolutionBackwardData"]
+    assert cudnn.path(x.shape, w.shape) == "images: algorithm 0 NHWC"
     seconds = iter([3.0] * 8 + [1.0] + [2.0] * 100)
     for _ in range(2):
         del cudnn.library.calls[:]
         cudnn.convolve_weights(x, dy, w)
     assert names(cudnn) == ["cudnnTransformTensor", "cudnnTransformTensor", "cudnnConvolutionBackwardFilter",
                             "cudnnTransformTensor"]  # fmt: skip
+    assert cudnn.path(x.shape, w.shape) == "images: algorithm 0 NHWC, weights: algorithm 1 NCHW"
+    cudnn.recurrence(3, 7, 5, 200, 2, True)
+    assert cudnn.path(w.shape, x.shape) == ""
     calls = [args for name, args in cudnn.library.calls if name != "cudnnSetStream"]
     assert [calls[0][3], calls[1][3], calls[3][6]] == [x.data.ptr, dy.data.ptr, w.data.ptr]
     assert [calls[2][3], calls[2][5], calls[2][12]] == [calls[0][6], calls[1][6], calls[3][3]]
