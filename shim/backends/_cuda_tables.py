@@ -56,7 +56,7 @@ def touched(xp, gradient, to_device):
 
 def step_of(cuda):
     """Return the number of the training step on the device, ``cuda.step``; 1 before anything else is set."""
-    if getattr(cuda, "step", None) is None:
+    if cuda.step is None:
         cuda.step = cuda.xp.ones(1, "int32")
     return cuda.step
 

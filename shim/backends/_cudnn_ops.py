@@ -15,7 +15,7 @@ from shim.contract import same_padding
 
 def runs(cuda, dtype):
     """Return whether cuDNN is there and takes the dtype."""
-    return dtype == "float32" and getattr(cuda, "cudnn", None) is not None
+    return dtype == "float32" and cuda.cudnn is not None
 
 
 def conv2d(cuda, work, x, w, b, *, stride=1, padding="valid", activation=None):

@@ -15,7 +15,7 @@ import warnings
 import cupy
 import numpy as np
 
-from shim.backends import _cuda_device, _cuda_ops, _handwritten
+from shim.backends import _cuda_device, _cuda_ops, _cudnn_ops, _handwritten
 from shim.backends._cublaslt import Products
 from shim.backends._cuda_glue import SplitMix64
 from shim.backends._cuda_graph import Graph, Replayed
@@ -153,12 +153,13 @@ def implementation(case, mode=MODES[0]):
         launched = "one CUDA graph" if mode == "graph" else "launched kernel by kernel"
         return f"tape of hand-written ops, own kernels for the optimizer{rows}, {launched}"
     kernels = _cuda_ops.has_kernels(case.op, case.dtype, **dict(case.dims))
-    if not kernels and case.dtype == "float32" and case.op in ("conv2d", "lstm", "bilstm") and _cuda.cudnn:
-        if case.op != "conv2d":
+    if not kernels and _cudnn_ops.runs(_cuda, case.dtype):
+        n, gates = dict(case.dims), dict(case.options).get("recurrent_activation", "sigmoid")
+        if case.op == "conv2d":
+            path = _cuda.cudnn.path(tuple(n[k] for k in "NHWC"), tuple(n[k] for k in "ORSC"))
+            return f"cuDNN convolution{f', {path}' if path else ''}"
+        if case.op in ("lstm", "bilstm") and gates == "sigmoid":
             return "cuDNN LSTM"
-        n = dict(case.dims)
-        path = _cuda.cudnn.path(tuple(n[k] for k in "NHWC"), tuple(n[k] for k in "ORSC"))
-        return f"cuDNN convolution{f', {path}' if path else ''}"
     return (KERNELS if kernels else ARRAY_FUNCTIONS).get(case.op, "own kernels" if kernels else "array functions")
 
 
@@ -166,7 +167,7 @@ KERNELS = {
     "dense": "cuBLASLt product with bias and rectifier, own kernel for the gradient of the bias",
     "lstm": "own kernel for the recurrence, cuBLASLt product",
     "bilstm": "own kernel for both recurrences, cuBLASLt product",
-    "embedding_average": "own kernels; gradient: atomic additions",
+    "embedding_average": "own kernels; gradient: atomic additions, or a sum for each row where rows are few",
     "embedding": "own kernels; gradient: atomic additions, or a sum for each row where rows are few",
     "conv2d": "own kernels for few channels, bias and rectifier in them",
 }
