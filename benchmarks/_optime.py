@@ -45,18 +45,21 @@ class OpTimeBenchmark(_LeftOut, TimeBenchmark):
 
     def run(self, *params):
         """Return the samples in the form that makes asv compute a median and its interval, and keep the samples."""
-        from shim.measure import clock
+        from shim.measure import clock, pinning
 
         prepared = _get_first_attr(self._attr_sources, "prepared", None)
         call, synchronize = prepared.call, prepared.synchronize
+        before = pinning.seconds()
         if self.warmup_time:
             clock.warm_up(call, synchronize, limit_seconds=self.warmup_time)
         least, most, seconds = self.repeat if isinstance(self.repeat, (list, tuple)) else (self.repeat, self.repeat, 0)
-        samples, end = [], perf_counter() + seconds
         with clock.awake():
             number = self.number or clock.calibrate(call, synchronize, self.sample_time)
-            while len(samples) < least or (len(samples) < most and perf_counter() < end):
-                samples.append(clock.block(call, synchronize, number)[0])
+            places, _ = pinning.choose(before, lambda: clock.block(call, synchronize, number)[0])
+            samples, end = [], perf_counter() + seconds
+            with pinning.pinned(places):
+                while len(samples) < least or (len(samples) < most and perf_counter() < end):
+                    samples.append(clock.block(call, synchronize, number)[0])
         return {"samples": samples, "number": number}
 
 

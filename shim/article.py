@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shim import data, models, train
+from shim import data, files, models, train
 from shim.measure import runfile
 from shim.train_worker import TICKS
 
@@ -95,9 +95,8 @@ def run(
         ],
     }
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f"{PLAN}.part"
-    temporary.write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(folder / PLAN)
+    with files.replacing(folder / PLAN) as opened:
+        opened.write((json.dumps(plan, indent=1) + "\n").encode())
     return resume(folder, progress)
 
 

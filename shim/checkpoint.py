@@ -1,13 +1,11 @@
 """Checkpoints of a training: all that the next epoch depends on, one file a contestant, written after each epoch.
 
-A checkpoint is an .npz file beside the run file, without pickles. It is written under another name first and then
-renamed, so a crash or a full disk leaves the one before.
+A checkpoint is an .npz file beside the run file, without pickles. A crash or a full disk leaves the one before.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import zipfile
 import zlib
@@ -16,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from shim import files
 
 RECORD = "record"  # the array that holds the record of the epoch, as JSON
 
@@ -31,15 +31,8 @@ def path(run: Path, label: str) -> Path:
 
 def save(file: Path, state: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> None:
     """Write a trainer's state and the record of its last epoch. Raises ``OSError``, the file before left as it was."""
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as opened:
-            np.savez(opened, allow_pickle=False, **state, **{RECORD: np.array(json.dumps(record, default=str))})
-            opened.flush()
-            os.fsync(opened.fileno())
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with files.replacing(file) as opened:
+        np.savez(opened, allow_pickle=False, **state, **{RECORD: np.array(json.dumps(record, default=str))})
 
 
 def load(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

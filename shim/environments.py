@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from shim import installer
+from shim import files, installer
 from shim.backends import BACKENDS, check_name
 
 Log = Callable[[str], None]
@@ -246,9 +246,8 @@ def _make(target: str, lock: int, python: Path | None, log: Log) -> None:
         versions = installer.verify(_interpreter(path), backend, source())
     size = sum(entry.lstat().st_size for entry in path.rglob("*"))
     record = {"stamp": _stamp(target), "python": platform.python_version(), "versions": versions, "bytes": size}
-    unfinished = path / f"{RECORD}.new"
-    unfinished.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    unfinished.replace(path / RECORD)  # from here on the environment counts as present
+    with files.replacing(path / RECORD) as opened:  # from then on the environment counts as present
+        opened.write((json.dumps(record, indent=1) + "\n").encode())
 
 
 def _borrow(path: Path, python: Path) -> None:

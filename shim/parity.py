@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from shim import cases, contract, protocol
+from shim import cases, contract, files, protocol
 from shim.measure import clock
 
 #: An error may reach this many times ``eps * sqrt(longest sum) * max|reference|``.
@@ -186,9 +185,8 @@ def _load_reference(case: cases.Case, cache: Path | None) -> dict[str, np.ndarra
     reference = _model_reference(case) if case.is_model else _op_reference(case)
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.npz")
-        np.savez(temporary, **reference)  # type: ignore[arg-type]
-        temporary.replace(path)
+        with files.replacing(path) as opened:
+            np.savez(opened, **reference)  # type: ignore[arg-type]
     return reference
 
 

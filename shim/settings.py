@@ -15,14 +15,15 @@ from shim import environments
 class Setting:
     """What a setting changes: ``variables`` of the environment, the number of ``threads``, None being that of the run.
 
-    ``awake`` is whether idle CPUs are kept awake. ``backends`` are those on which it has an effect, none standing for
-    all.
+    ``awake`` is whether idle CPUs are kept awake, ``pinned`` whether threads stay on their CPUs. ``backends`` are those
+    on which it has an effect, none standing for all.
     """
 
     text: str
     variables: Mapping[str, str] = field(default_factory=dict)
     threads: int | None = None
     awake: bool = True
+    pinned: bool = True
     backends: tuple[str, ...] = ()
 
 
@@ -30,6 +31,9 @@ NONE = Setting("as it is")
 SETTINGS = {
     "one-thread": Setting("on one CPU, with one thread", threads=1),
     "cpus-sleep": Setting("with CPUs that may sleep while a thread waits, as outside of measurements", awake=False),
+    "threads-move": Setting(
+        "with threads that the system moves from CPU to CPU, as outside of measurements", pinned=False
+    ),
     "no-onednn": Setting(
         "Eigen's kernels instead of oneDNN's",
         {"TF_ENABLE_ONEDNN_OPTS": "0"},

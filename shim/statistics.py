@@ -10,6 +10,10 @@ least Student's t interval of the rounds' medians.
 
 The ratio is the median of the ratios of neighbours, the blocks of the same round and sweep, which were timed one right
 after the other: a drift of the machine cancels. Nothing is averaged and no outlier is dropped.
+
+A machine that was slower for a while, as one that shares its CPUs with others is, was another machine: there each
+backend loses its own share. So times and ratios are of one pace, see :func:`of_one_pace`. What was measured of the pace
+before each block decides that, never a sample.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +35,7 @@ Samples = Sequence[Sequence[float | None]]
 BASELINES = ("torch", "tensorflow")
 LEVEL = 0.95
 MARGIN = 1.03  # a ratio between 1/MARGIN and MARGIN does not matter
+SLOWER = 1.2  # the machine is slow where a block's pace, its time for a product over its best one, is above this
 ROUNDS_FOR_A_VERDICT = 3
 ROUNDS_FOR_PERCENTILES = 6
 RESAMPLES = 2000
@@ -59,7 +64,11 @@ class Ratio(Estimate):
 
 @dataclass(frozen=True)
 class Row:
-    """One contestant in one case. ``ratio`` is its time divided by the baseline's, None without common samples."""
+    """One contestant in one case. ``ratio`` is its time divided by the baseline's, None without common samples.
+
+    ``samples`` are all there are, ``paces`` the machine's before each; ``slow`` is whether ``time`` and ``ratio`` are
+    those of a slow machine.
+    """
 
     case: str
     contestant: str
@@ -73,6 +82,8 @@ class Row:
     build_seconds: float
     rounds: int
     samples: list[list[float | None]]
+    paces: list[list[float | None]]
+    slow: bool
 
 
 def median_time(samples: Samples) -> Estimate:
@@ -80,13 +91,14 @@ def median_time(samples: Samples) -> Estimate:
     return Estimate(*_median(as_matrix(samples)))
 
 
-def ratio(a: Samples, b: Samples) -> Ratio:
+def ratio(a: Samples, b: Samples, paces: Samples = ()) -> Ratio:
     """Return the time of ``a`` divided by that of ``b``, from the samples that both have.
 
+    If the machine's ``paces`` before them are given, they are of one pace.
     The verdict on ``a`` is ``tie`` if the whole interval lies within the margin of 3 %, else ``faster`` or ``slower``
     if it leaves out 1, else ``unknown``; with fewer than three rounds always ``unknown``.
     """
-    ratios = paired_ratios(a, b)
+    ratios = of_one_pace(paired_ratios(a, b), paces)[0]
     value, low, high = _median(ratios)
     return Ratio(value, low, high, _verdict(low, high, round_count(ratios)))
 
@@ -97,6 +109,30 @@ def paired_ratios(a: Samples, b: Samples) -> np.ndarray:
     rounds, sweeps = (min(lengths) for lengths in zip(first.shape, second.shape, strict=True))
     ratios: np.ndarray = first[:rounds, :sweeps] / second[:rounds, :sweeps]
     return ratios
+
+
+def of_one_pace(matrix: np.ndarray, paces: Samples) -> tuple[np.ndarray, bool]:
+    """Return a (rounds, sweeps) matrix without what was measured at the rarer pace, and whether the slow pace stays.
+
+    The pace that more rounds have stays, in doubt the fast one.
+    """
+    slow = np.zeros(matrix.shape, bool)
+    measured = as_matrix(paces)[: len(matrix), : matrix.shape[1]] > SLOWER
+    slow[: measured.shape[0], : measured.shape[1]] = measured
+    fast, rest = np.where(slow, math.nan, matrix), np.where(slow, matrix, math.nan)
+    stays = round_count(rest) > round_count(fast)
+    return (rest if stays else fast), stays
+
+
+def pace_of(run: Any) -> Callable[[Mapping[str, Any]], float]:
+    """Return what tells a block's pace: what a product took before it as a multiple of the best time that is known."""
+
+    def seconds(record: Mapping[str, Any]) -> float | None:
+        found = record.get("product_seconds")
+        return found if isinstance(found, (int, float)) and found > 0 else None
+
+    best = min(filter(None, map(seconds, [*run.blocks, *run.rounds])), default=1.0)
+    return lambda block: (seconds(block) or best) / best
 
 
 def rows(run: Any, baseline: str | None = None) -> list[Row]:
@@ -112,10 +148,12 @@ def rows(run: Any, baseline: str | None = None) -> list[Row]:
     for found, records in ((blocks, run.blocks), (builds, run.builds)):
         for record in records:
             found[record["case"], names[record["target"], record["mode"]]].append(record)
-    samples = {key: _nest(records) for key, records in blocks.items()}
+    samples = {key: _nest({_place(b): _middle(b["seconds"]) for b in records}) for key, records in blocks.items()}
+    pace = pace_of(run)
+    paces = {key: _nest({_place(block): pace(block) for block in records}) for key, records in blocks.items()}
     pairs = {name: pair for pair, name in names.items()}
     return [
-        _row(case, name, pairs[name], samples, baseline, blocks[case, name], builds[case, name])
+        _row(case, name, pairs[name], samples, paces, baseline, blocks[case, name], builds[case, name])
         for case in dict.fromkeys([*run.header.get("config", {}).get("cases", ()), *(case for case, _ in blocks)])
         for name in pairs
         if (case, name) in samples
@@ -158,18 +196,21 @@ def _row(
     name: str,
     pair: tuple[str, str | None],
     samples: dict[tuple[str, str], list[list[float | None]]],
+    paces: dict[tuple[str, str], list[list[float | None]]],
     baseline: str | None,
     blocks: list[dict[str, Any]],
     builds: list[dict[str, Any]],
 ) -> Row:
     own, other = samples[case, name], samples.get((case, baseline or ""))
-    found = Ratio(1.0, 1.0, 1.0, "tie") if name == baseline else ratio(own, other) if other else None
+    pace = paces[case, name]
+    found = Ratio(1.0, 1.0, 1.0, "tie") if name == baseline else ratio(own, other, pace) if other else None
+    times, slow = of_one_pace(as_matrix(own), pace)
     return Row(
         case=case,
         contestant=name,
         target=pair[0],
         mode=pair[1] or "",
-        time=median_time(own),
+        time=Estimate(*_median(times)),
         ratio=None if found is None or math.isnan(found.value) else found,
         implementation=builds[-1].get("implementation", "") if builds else "",
         cpu_per_wall=_share(sum(b["cpu_seconds"] for b in blocks), sum(b["wall_seconds"] for b in blocks)),
@@ -177,6 +218,8 @@ def _row(
         build_seconds=_middle([b["build_seconds"] for b in undisturbed(builds)]),
         rounds=round_count(as_matrix(own)),
         samples=own,
+        paces=pace,
+        slow=slow,
     )
 
 
@@ -185,9 +228,12 @@ def undisturbed(records: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
     return [record for record in records if record.get("alone", True)] or records
 
 
-def _nest(blocks: Sequence[dict[str, Any]]) -> list[list[float | None]]:
-    """Return ``samples[round][sweep]``; the sample of a block is the median of its parts."""
-    found = {(block["round"], block["sweep"]): _middle(block["seconds"]) for block in blocks}
+def _place(block: Mapping[str, Any]) -> tuple[int, int]:
+    return block["round"], block["sweep"]
+
+
+def _nest(found: Mapping[tuple[int, int], float]) -> list[list[float | None]]:
+    """Return ``samples[round][sweep]``."""
     rounds, sweeps = (1 + max(indices) for indices in zip(*found, strict=True))
     return [[found.get((r, s)) for s in range(sweeps)] for r in range(rounds)]
 

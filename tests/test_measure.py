@@ -261,9 +261,11 @@ def test_workers_build_side_by_side_after_the_first_rounds(fakes, monkeypatch):
 
 def test_blocks_have_a_pace_and_rounds_say_how_long_they_waited(fakes):
     run = bench.run(fakes / "run.jsonl", targets=["good"], cases=[FORWARD], **BRIEF)
-    assert all(block["pace"] >= 1 for block in run.blocks)
+    assert all(statistics.pace_of(run)(block) >= 1 for block in run.blocks)
+    assert all(0 < block["product_seconds"] < 1 for block in run.blocks)
     ends = [record for record in run.rounds if record["record"] == "round_end"]
     assert all(0 <= end["waited_seconds"] < 60 for end in ends)
+    assert ends[-1]["product_seconds"] <= min(block["product_seconds"] for block in run.blocks)
 
 
 def test_the_setting_that_lets_cpus_sleep_is_of_use_only_where_they_can_be_kept_awake(fakes):
@@ -274,6 +276,14 @@ def test_the_setting_that_lets_cpus_sleep_is_of_use_only_where_they_can_be_kept_
     else:
         assert awake == {"good": False}
         assert "CPUs sleep here anyway" in run.failures[0]["reason"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can be asked to keep a thread on a CPU")
+def test_threads_are_pinned_unless_a_setting_lets_them_move(fakes):
+    run = bench.run(fakes / "run.jsonl", targets=["good", "good/threads-move"], cases=[FORWARD], **BRIEF)
+    pinned = {build["target"]: build["pinned"] for build in run.builds}
+    assert pinned["good/threads-move"] == 0
+    assert (pinned["good"] > 0) == (len(run.header["config"]["cpus"]) > 1)
 
 
 def test_late_rounds_have_the_more_sweeps_the_fewer_rows_are_left():

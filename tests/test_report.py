@@ -213,14 +213,15 @@ def test_blocks_of_slow_times_and_cpus_that_may_sleep_are_told(read):
     def changed(pace, awake):
         found = []
         for record in two((3e-3, 1e-3)):
-            more = {"block": {"pace": pace}, "worker": {"awake": awake}}.get(record["record"], {})
+            more = {"block": {"product_seconds": 1e-3 * pace}, "worker": {"awake": awake}}.get(record["record"], {})
             found.append(record | more)
         worker = {"record": "worker", "round": 0, "target": "numpy", "awake": awake}
-        return printed(read([found[0], worker, *found[1:], {"record": "round_end", "round": 0, "waited_seconds": 7.2}]))
+        ended = {"record": "round_end", "round": 0, "waited_seconds": 7.2, "product_seconds": 1e-3}
+        return printed(read([found[0], worker, *found[1:], ended]))
 
     text = " ".join(changed(1.4, False).split())
     assert "100% of the blocks were timed while the machine was slower than at its best by more than 20%" in text
-    assert "waited for 7 s in all" in text
+    assert "waited for 7 s in all. A row is of one pace, that of which it has more rounds: 2 rows of 2" in text
     assert "sudo chmod o+w /dev/cpu_dma_latency" in text
     for awake in (True, None):
         calm = changed(1.1, awake)

@@ -183,6 +183,7 @@ def run_of(blocks, targets, cases=("x", "y"), baseline=None):
             if s == 0
         ],
         epochs=[],
+        rounds=[],
     )
 
 
@@ -216,6 +217,50 @@ def test_rows_compare_with_the_baseline():
     assert rows["x", "tensorflow:xla"].ratio.verdict == "faster"
     assert rows["y", "numpy"].ratio is None  # the baseline has no sample there
     assert rows["y", "numpy"].samples == [[None, 1.0]]
+
+
+def paced(slow_rounds, rounds=9, product=1e-3):
+    """Make a run in which numpy takes 2 times as long as torch, and 3 times while the machine is slow."""
+    blocks = []
+    for r in range(rounds):
+        factor = 1 + 0.01 * (r % 3)
+        for target, seconds in (
+            ("numpy", (3.6 if r in slow_rounds else 2.0) * factor),
+            ("torch", 1.2 if r in slow_rounds else 1.0),
+        ):
+            blocks += [(r, s, target, None, "x", [seconds]) for s in range(2)]
+    run = run_of(blocks, [{"target": name, "mode": None} for name in ("numpy", "torch")])
+    for block in run.blocks:
+        block["product_seconds"] = product * (1.4 if block["round"] in slow_rounds else 1.1)
+    return run
+
+
+def test_a_row_is_of_the_pace_that_has_more_rounds():
+    for slow, ratio, seconds in ((range(4), 2, 2), (range(5), 3, 3.6), (range(9), 3, 3.6), (range(4, 9), 3, 3.6)):
+        run = paced(slow)
+        run.rounds.append({"record": "round_end", "round": 8, "product_seconds": 1e-3})
+        numpy, torch = statistics.rows(run)
+        assert numpy.slow == torch.slow == (ratio == 3)
+        assert numpy.ratio.value == pytest.approx(1.01 * ratio, rel=0.011)
+        assert numpy.ratio.half_width < 0.02
+        assert numpy.time.value == pytest.approx(1.01 * seconds, rel=0.011)
+        assert numpy.rounds == 9  # all are shown
+        assert None not in {value for sweeps in numpy.samples for value in sweeps}
+
+
+def test_as_many_rounds_of_each_pace_are_told_by_the_faster():
+    (numpy, _) = statistics.rows(paced(range(4), 8))
+    assert (numpy.slow, round(numpy.ratio.value, 1)) == (False, 2.0)
+
+
+def test_without_a_known_pace_everything_counts():
+    run = paced(range(4))
+    for block in run.blocks:
+        block["product_seconds"] = {0: "fast", 1: None, 2: -1.0}.get(block["round"])
+    (numpy, _) = statistics.rows(run)
+    assert not numpy.slow
+    assert numpy.ratio.half_width > 0.1
+    assert {pace for sweeps in numpy.paces for pace in sweeps} == {1.0}
 
 
 def test_another_baseline_can_be_chosen():

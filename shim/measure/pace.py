@@ -11,16 +11,15 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic, sleep
 
-from shim import environments
+from shim import environments, files
 from shim.measure import machine, process
+from shim.statistics import SLOWER
 
-SLOWER = 1.2  # times what is usual is too slow
 PAUSE_SECONDS = 0.2  # between two looks
 PATIENCE_SECONDS = 60.0  # what is too slow for so long has become usual
 
@@ -69,9 +68,8 @@ class Pace:
         if self._path and self.best < known.get(self._machine, math.inf):
             with contextlib.suppress(OSError):  # it is of use, but of no importance
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                temporary = self._path.with_suffix(f".{os.getpid()}")
-                temporary.write_text(json.dumps(known | {self._machine: self.best}), encoding="utf-8")
-                temporary.replace(self._path)
+                with files.replacing(self._path) as opened:
+                    opened.write(json.dumps(known | {self._machine: self.best}).encode())
 
     def _stop(self) -> None:
         if self._worker:

@@ -203,7 +203,8 @@ class Rounds:
                 self._measure_device()
             self.kill()
             waited = self._pace.waited - waited
-            self.record({"record": "round_end", "round": number, "waited_seconds": waited})
+            ended = {"waited_seconds": waited, "product_seconds": self._pace.best}
+            self.record({"record": "round_end", "round": number} | ended)
             seconds = monotonic() - begun - waited
             spare += seconds * is_spare
 
@@ -212,15 +213,15 @@ class Rounds:
         sweeps = self._sweeps(number)
         order = schedule.blocks(self.config["seed"], number, sweeps, self._cases, list(entries))
         goal = self._steps + len(entries) * len(self.config["cases"]) * self.config["sweeps"]
-        before, at = None, 1.0
+        before, known = None, {}
         for sweep, case, label in order:
             target, mode = entries[label]
             if (target, mode, case) in self._ready:
                 if self._pace and before != (sweep, case):
-                    before, at = (sweep, case), self._pace.wait()
+                    before, known = (sweep, case), {"product_seconds": self._pace.wait() * self._pace.best}
                 timed = self._ask(target, mode, case, "block")
                 if timed:
-                    given = {"sweep": sweep, "pace": round(at, 3)}
+                    given = {"sweep": sweep} | known
                     self.record({"record": "block"} | self._row(target, mode, case) | given | timed)
                 self._step(f"{case.partition('/')[0]} {label}", 1)
         self._step("done", goal - self._steps)  # more than was planned or, with rows that sat out, less
@@ -335,7 +336,12 @@ class Rounds:
         plain, setting = settings.split(target)
         chosen = {name: self.config[name] for name in ("device", "precision")}
         threads = setting.threads or self.config["threads"]
-        return {"backend": environments.parse(plain)[0], "threads": threads, "awake": setting.awake} | chosen
+        return {
+            "backend": environments.parse(plain)[0],
+            "threads": threads,
+            "awake": setting.awake,
+            "pinned": setting.pinned,
+        } | chosen
 
     def _start(self, target: str) -> dict[str, Any] | None:
         """Start a worker and let it load its backend; return what it answers, None if it was left out."""

@@ -4,7 +4,7 @@ Started by :mod:`shim.measure.process` with the interpreter of the target's envi
 and CPUs are set before the framework is imported. Requests are ``{"command": "load" | "prepare" | "calibrate" |
 "block" | "device" | "ceilings" | "pace" | "profile" | "quit", ...}``; each is answered by ``{"ok": true, ...}`` or
 ``{"ok": false, "stage", "reason"}``, and a failure is never the end of the process. The end of standard input is. While
-a request is answered, idle CPUs are kept awake.
+a request is answered, idle CPUs are kept awake; while a block is timed, threads stay where they are.
 """
 
 from __future__ import annotations
@@ -37,9 +37,10 @@ class Session:
     def __init__(self) -> None:
         self.name = ""
         self.awake = True  # whether idle CPUs are to be kept awake while this process answers
+        self.pinned = True  # whether threads are to stay where they are put during a block
         self.backend: Any = None
         self.checked: dict[tuple[str, str], Any] = {}
-        self.ready: dict[tuple[str, str], tuple[Any, int, int, float]] = {}
+        self.ready: dict[tuple[str, str], tuple[Any, int, int, float, dict[int, int]]] = {}
 
     def load(
         self,
@@ -48,8 +49,12 @@ class Session:
         precision: str = "float32",
         threads: int | None = None,
         awake: bool = True,
+        pinned: bool = True,
     ) -> dict[str, Any]:
-        """Import a backend and set it up; both are timed. ``awake`` is whether idle CPUs are to be kept awake."""
+        """Import a backend and set it up; both are timed.
+
+        ``awake`` is whether idle CPUs are to be kept awake, ``pinned`` whether threads are to stay where they are put.
+        """
         from shim.backends import load
         from shim.measure import clock
 
@@ -57,7 +62,7 @@ class Session:
             pass
         if not awake and not kept:
             raise Failed("setup", RuntimeError(f"CPUs sleep here anyway: this user may not open {clock.CPU_LATENCY}"))
-        self.awake = awake
+        self.awake, self.pinned = awake, pinned and device == "cpu"
         start = perf_counter()
         try:
             self.name, self.backend = backend, load(backend)
@@ -117,35 +122,42 @@ class Session:
 
     def calibrate(self, case: str, mode: str, block_seconds: float) -> dict[str, Any]:
         """Warm a case up that has been checked, and find out how many calls fill a block."""
-        from shim.measure import clock
+        from shim.measure import clock, pinning
 
         prepared = self.checked[case, mode]
+        call, synchronize, seconds = prepared.call, prepared.synchronize, block_seconds / SAMPLES
         try:
-            warm_seconds = clock.warm_up(prepared.call, prepared.synchronize, block_seconds / SAMPLES)
-            loops = clock.calibrate(prepared.call, prepared.synchronize, block_seconds / SAMPLES)
-            each = sorted(clock.block(prepared.call, prepared.synchronize, loops)[0] for _ in range(3))[1]
+            before = pinning.seconds()
+            warm_seconds = clock.warm_up(call, synchronize, seconds)
+            loops = clock.calibrate(call, synchronize, seconds)
+
+            def time() -> float:
+                return sorted(clock.block(call, synchronize, loops)[0] for _ in range(3))[1]
+
+            places, each = pinning.choose(before, time) if self.pinned else ({}, time())
         except Exception as error:
             raise Failed("warm-up", error) from error
         samples = min(SAMPLES, max(1, round(block_seconds / (loops * each)))) if each > 0 else SAMPLES
-        self.ready[case, mode] = prepared, loops, samples, each
-        return {"warm_seconds": warm_seconds}
+        self.ready[case, mode] = prepared, loops, samples, each, places
+        return {"warm_seconds": warm_seconds, "pinned": len(places)}
 
     def block(self, case: str, mode: str) -> dict[str, Any]:
         """Time one block of a case that is ready, after a few untimed calls."""
-        from shim.measure import clock
+        from shim.measure import clock, pinning
 
-        prepared, loops, samples, steady = self.ready[case, mode]
+        prepared, loops, samples, steady, places = self.ready[case, mode]
         synchronize, timed = prepared.synchronize, []
         try:
-            rewarm_seconds = clock.rewarm(prepared.call, synchronize, loops, REWARM_SECONDS, steady)
-            for _ in range(samples):
-                before = prepared.call
-                prepared = replace(prepared, call=prepared.renew())  # both at once: these lie elsewhere
-                if prepared.call is not before:
-                    del before
-                    clock.block(prepared.call, synchronize, min(loops, 2) + loops // 8)
-                timed.append(clock.block(prepared.call, synchronize, loops))
-            self.ready[case, mode] = prepared, loops, samples, max(each for each, _, _ in timed)
+            with pinning.pinned(places):
+                rewarm_seconds = clock.rewarm(prepared.call, synchronize, loops, REWARM_SECONDS, steady)
+                for _ in range(samples):
+                    before = prepared.call
+                    prepared = replace(prepared, call=prepared.renew())  # both at once: these lie elsewhere
+                    if prepared.call is not before:
+                        del before
+                        clock.block(prepared.call, synchronize, min(loops, 2) + loops // 8)
+                    timed.append(clock.block(prepared.call, synchronize, loops))
+            self.ready[case, mode] = prepared, loops, samples, max(each for each, _, _ in timed), places
         except Exception as error:
             raise Failed("block", error) from error
         seconds, cpu, wall = zip(*timed, strict=True)

@@ -12,7 +12,6 @@ from typing import Any
 from shim import statistics
 from shim.explain import ceilings
 from shim.measure.clock import CPU_LATENCY
-from shim.measure.pace import SLOWER
 from shim.report import colours, device, words
 
 NOT_MEASURED = "not measured"
@@ -246,7 +245,7 @@ def _beats(best: statistics.Row, other: statistics.Row, baseline: str) -> str:
         return best.ratio.verdict
     if other.ratio is not None and best.contestant == baseline:
         return {"slower": "faster"}.get(other.ratio.verdict, other.ratio.verdict)
-    return statistics.ratio(best.samples, other.samples).verdict
+    return statistics.ratio(best.samples, other.samples, best.paces).verdict
 
 
 def _startups(workers: Iterable[dict[str, Any]]) -> tuple[Startup, ...]:
@@ -309,11 +308,14 @@ def _warnings(run: Any, cases: Sequence[CaseResult], failures: Sequence[dict[str
             f"In some rounds the CPUs together were worth {min(speedups):.1f} of one, in others {max(speedups):.1f}: "
             "at times they share a core, as those of a virtual machine may. That widens the intervals."
         )
-    if slow := sum(block.get("pace", 1.0) > SLOWER for block in run.blocks):
+    pace = statistics.pace_of(run)
+    if slow := sum(pace(block) > statistics.SLOWER for block in run.blocks):
         waited = sum(record.get("waited_seconds", 0.0) for record in run.rounds)
         found.append(
             f"{slow / len(run.blocks):.0%} of the blocks were timed while the machine was slower than at its best "
-            f"by more than {SLOWER - 1:.0%}, although they waited for {waited:.0f} s in all."
+            f"by more than {statistics.SLOWER - 1:.0%}, although they waited for {waited:.0f} s in all. "
+            "A row is of one pace, that of which it has more rounds: "
+            f"{words.count(sum(row.slow for row in rows), 'row')} of {len(rows)} of the slower one."
         )
     if any(worker.get("awake") is False for worker in run.workers):
         found.append(
