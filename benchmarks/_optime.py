@@ -49,15 +49,16 @@ class OpTimeBenchmark(_LeftOut, TimeBenchmark):
 
         prepared = _get_first_attr(self._attr_sources, "prepared", None)
         call, synchronize = prepared.call, prepared.synchronize
-        before = pinning.seconds()
+        before, placement = pinning.seconds(), pinning.FREE
         if self.warmup_time:
             clock.warm_up(call, synchronize, limit_seconds=self.warmup_time)
         least, most, seconds = self.repeat if isinstance(self.repeat, (list, tuple)) else (self.repeat, self.repeat, 0)
         with clock.awake():
             number = self.number or clock.calibrate(call, synchronize, self.sample_time)
-            places, _ = pinning.choose(before, lambda: clock.block(call, synchronize, number)[0])
+            if self.warmup_time:  # only threads that have worked are known
+                placement = pinning.choose(before, lambda: clock.block(call, synchronize, number)[0])
             samples, end = [], perf_counter() + seconds
-            with pinning.pinned(places):
+            with pinning.pinned(pinning.plan(placement, before)):
                 while len(samples) < least or (len(samples) < most and perf_counter() < end):
                     samples.append(clock.block(call, synchronize, number)[0])
         return {"samples": samples, "number": number}

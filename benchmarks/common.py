@@ -140,6 +140,7 @@ class Benchmark:
 class Timed(Benchmark):
     """A benchmark of the kind ``timeop_``: its case is prepared and, before the clock starts, checked."""
 
+    version = "2"  # threads are pinned
     param_names = ["backend", "case"]  # noqa: RUF012 - asv takes nothing but lists
     left_out: tuple[str, ...] | list[str] = ()
     rounds = PROFILES[PROFILE]["rounds"]

@@ -279,11 +279,11 @@ def test_the_setting_that_lets_cpus_sleep_is_of_use_only_where_they_can_be_kept_
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can be asked to keep a thread on a CPU")
-def test_threads_are_pinned_unless_a_setting_lets_them_move(fakes):
+def test_threads_are_placed_unless_a_setting_lets_them_move(fakes):
     run = bench.run(fakes / "run.jsonl", targets=["good", "good/threads-move"], cases=[FORWARD], **BRIEF)
-    pinned = {build["target"]: build["pinned"] for build in run.builds}
-    assert pinned["good/threads-move"] == 0
-    assert (pinned["good"] > 0) == (len(run.header["config"]["cpus"]) > 1)
+    placements = {build["target"]: build["placement"] for build in run.builds}
+    assert placements["good"] in ("free", "apart", "shared")
+    assert placements["good/threads-move"] == "free"
 
 
 def test_late_rounds_have_the_more_sweeps_the_fewer_rows_are_left():

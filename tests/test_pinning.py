@@ -45,46 +45,71 @@ def _let_work(threads, count=3):
 
 
 @several
-def test_threads_that_worked_take_turns_on_the_cpus(pool):
+@pytest.mark.parametrize(("placement", "start"), [(pinning.APART, 1), (pinning.SHARED, 0)])
+def test_threads_that_worked_take_turns_on_the_cpus(pool, placement, start):
     numbers, threads = pool
     before = pinning.seconds()
     _let_work(threads)
-    plans = pinning.plans(before)
-    for plan, start in zip(plans, (1, 0), strict=True):
-        assert set(numbers) <= set(plan)
-        first, *others = sorted(plan)
-        assert plan[first] == CPUS[0]
-        assert [plan[thread] for thread in others] == [
-            CPUS[turn % len(CPUS)] for turn in range(start, start + len(others))
-        ]
+    plan = pinning.plan(placement, before)
+    assert set(plan) >= {os.getpid(), *numbers}
+    assert plan.pop(os.getpid()) == CPUS[0]
+    turns = [CPUS[turn % len(CPUS)] for turn in range(start, start + len(plan))]
+    assert [plan[thread] for thread in sorted(plan)] == turns
+    assert pinning.plan(pinning.FREE, before) == {}
 
 
-def test_a_thread_that_did_nothing_has_no_place(pool):
+def test_threads_that_did_little_have_no_place(pool):
     numbers, _ = pool
     before = pinning.seconds()
     _work(0.05, before[threading.get_native_id()])
-    assert not [plan for plan in pinning.plans(before) if set(numbers) & set(plan)]
+    assert not set(numbers) & set(pinning.plan(pinning.APART, before))
+
+
+class Clock:
+    """Give the time of a call by where the first thread of a pool of one is."""
+
+    def __init__(self, monkeypatch, thread, **times):
+        self.thread, self.times, self.asked = thread, times, []
+        plans = {pinning.FREE: {}, pinning.APART: {thread: CPUS[1]}, pinning.SHARED: {thread: CPUS[0]}}
+        monkeypatch.setattr(pinning, "plan", lambda placement, before: plans[placement])
+
+    def __call__(self):
+        places = {frozenset(CPUS): "free", frozenset(CPUS[1:2]): "apart", frozenset(CPUS[:1]): "shared"}
+        self.asked.append(places[frozenset(os.sched_getaffinity(self.thread))])
+        return self.times[self.asked[-1]]
 
 
 @several
 @pytest.mark.parametrize(
-    ("times", "chosen", "least"),
+    ("free", "apart", "shared", "chosen"),
     [
-        ({"free": 1.0, 0: 0.9, 1: 0.8}, 1, 0.8),
-        ({"free": 1.0, 0: 1.05, 1: 1.5}, 0, 1.05),
-        ({"free": 1.0, 0: 1.2, 1: 1.5}, None, 1.0),
+        (1.0, 0.9, 0.8, "shared"),
+        (1.0, 0.9, 0.88, "apart"),
+        (1.0, 0.97, 1.5, "free"),
+        (1.0, 0.97, 0.9, "shared"),
+        (1.0, 1.2, 1.5, "free"),
     ],
 )
-def test_the_fastest_plan_is_taken_unless_free_threads_are_faster(monkeypatch, times, chosen, least):
-    me = threading.get_native_id()
-    plans = [{me: CPUS[0]}, {me: CPUS[1]}]
-    monkeypatch.setattr(pinning, "plans", lambda before: plans)
+def test_the_placement_that_is_a_gain_is_chosen(pool, monkeypatch, free, apart, shared, chosen):
+    clock = Clock(monkeypatch, pool[0][0], free=free, apart=apart, shared=shared)
+    assert pinning.choose({}, clock) == chosen
+    assert clock.asked == ["free", "apart", "shared"] * pinning.TURNS
+    assert os.sched_getaffinity(pool[0][0]) == set(CPUS)
 
-    def time():
-        where = os.sched_getaffinity(0)
-        return times["free" if where == set(CPUS) else CPUS.index(*where)]
 
-    assert pinning.choose({}, time) == ({} if chosen is None else plans[chosen], least)
+@several
+@pytest.mark.parametrize(("apart", "kept"), [(0.8, "apart"), (1.1, "apart"), (1.2, "free")])
+def test_a_placement_found_in_another_process_is_kept_unless_it_does_harm(pool, monkeypatch, apart, kept):
+    clock = Clock(monkeypatch, pool[0][0], free=1.0, apart=apart)
+    assert pinning.confirm(pinning.APART, {}, clock) == kept
+
+
+@several
+def test_long_calls_are_tried_twice(pool, monkeypatch):
+    monkeypatch.setattr(pinning, "monotonic", iter([0.0, *[2.0] * 10]).__next__)
+    clock = Clock(monkeypatch, pool[0][0], free=1.0, apart=0.9, shared=1.0)
+    assert pinning.choose({}, clock) == "apart"
+    assert clock.asked == ["free", "apart", "shared"] * 2
 
 
 @several
@@ -115,8 +140,8 @@ def test_threads_are_let_go_after_an_error():
 def test_where_the_system_tells_nothing_no_thread_is_placed(tmp_path, monkeypatch):
     monkeypatch.setattr(pinning, "TASKS", tmp_path / "none")
     assert pinning.seconds() == {}
-    assert pinning.plans({}) == []
-    assert pinning.choose({}, lambda: 2.0) == ({}, 2.0)
+    assert pinning.plan(pinning.APART, {}) == {}
+    assert pinning.choose({}, None) == pinning.confirm(pinning.APART, {}, None) == pinning.FREE
     (tmp_path / "none" / "17").mkdir(parents=True)
     assert pinning.seconds() == {}
     (tmp_path / "none" / "17" / "schedstat").write_text("not kept\n")

@@ -2,21 +2,27 @@
 
 A system may put two threads that are to work side by side on one CPU and leave them there for as long as a block, and
 it moves them as it likes: the same calls then take one time or another, up to half as long again. OpenMP knows the
-remedy as ``OMP_PROC_BIND``. Pools that are not OpenMP's have none, so the system is asked, for all backends alike. Only
-Linux can be; elsewhere no thread is pinned.
+remedy as ``OMP_PROC_BIND``. Pools that are not OpenMP's have none, so the system is asked, for all backends alike and
+wherever it is a gain. Only Linux can be; elsewhere all threads are free.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from statistics import median
+from time import monotonic
 
 TASKS = Path("/proc/self/task")
-IN_THE_WAY = 1.1  # times as long as with free threads, and they stay free
-WORKS = 0.02  # of the time of the busiest thread; one that works less need not be placed
+#: Placements, in the order of preference. The thread that calls works along with a pool or waits for it: it has a CPU
+#: apart from that of the pool's first thread, or shares it.
+FREE, APART, SHARED = PLACEMENTS = "free", "apart", "shared"
+GAIN = 1.05  # times as fast as those before it is what a placement has to be
+HARM = 1.15  # times as slow as free threads is what a chosen placement may not be in another process
+TURNS, SECONDS = 7, 1.0  # for choosing, and after how long two turns suffice
+WORKS = 0.1  # of the time of the busiest thread; one that works less need not be placed
 
 
 def seconds() -> dict[int, float]:
@@ -28,38 +34,54 @@ def seconds() -> dict[int, float]:
     return found
 
 
-def plans(before: Mapping[int, float]) -> list[dict[int, int]]:
-    """Return ways to give each thread that has worked since ``before`` a CPU: by turns, in the order they were made in.
+def plan(placement: str, before: Mapping[int, float]) -> dict[int, int]:
+    """Return a CPU for the first thread, and by turns for those that have worked since ``before``, in order of age.
 
     The threads of a pool are made one after another, so no two of them share a CPU as long as there are enough. The
-    first thread, which calls, works along with the pool or waits for it: its CPU is the pool's last one or its first.
+    plan is empty where threads are to be free, there are no two of them or no two CPUs.
     """
     worked = {thread: now - before.get(thread, 0.0) for thread, now in sorted(seconds().items())}
     least = WORKS * max(worked.values(), default=0.0)
-    threads = [thread for thread, spent in worked.items() if spent > least]
-    cpus = sorted(os.sched_getaffinity(0)) if threads else []
+    pool = [thread for thread, spent in worked.items() if spent > least and thread != os.getpid()]
+    cpus = sorted(os.sched_getaffinity(0)) if pool and placement != FREE else []
     if len(cpus) < 2:
-        return []
-    first, *pool = threads
-    return [
-        {first: cpus[0]} | {thread: cpus[turn % len(cpus)] for turn, thread in enumerate(pool, start)}
-        for start in ((1, 0) if pool else (0,))
-    ]
+        return {}
+    start = 1 if placement == APART else 0
+    return {os.getpid(): cpus[0]} | {thread: cpus[turn % len(cpus)] for turn, thread in enumerate(pool, start)}
 
 
-def choose(before: Mapping[int, float], time: Callable[[], float]) -> tuple[dict[int, int], float]:
-    """Return the fastest of these plans and what ``time`` gives with it, in seconds a call.
+def choose(before: Mapping[int, float], time: Callable[[], float]) -> str:
+    """Return the placement with which ``time`` gives the least, the earlier of two that are about as good."""
+    plans = {placement: plan(placement, before) for placement in PLACEMENTS}
+    if not plans[APART]:
+        return FREE
+    medians = _medians(plans, time, TURNS)
+    best = FREE
+    for placement in (APART, SHARED):
+        if GAIN * medians[placement] < medians[best]:
+            best = placement
+    return best
 
-    The plan is empty where there is none or threads are in each other's way with all of them.
-    """
-    places: dict[int, int] = {}
-    free, least = time(), math.inf
-    for plan in plans(before):
-        with pinned(plan):
-            taken = time()
-        if taken < least:
-            places, least = plan, taken
-    return (places, least) if least < IN_THE_WAY * free else ({}, free)
+
+def confirm(placement: str, before: Mapping[int, float], time: Callable[[], float]) -> str:
+    """Return a placement that was chosen in another process, or ``free`` if it does harm in this one."""
+    plans = {FREE: {}, placement: plan(placement, before)}
+    if not plans[placement]:
+        return FREE
+    medians = _medians(plans, time, 3)
+    return FREE if medians[placement] > HARM * medians[FREE] else placement
+
+
+def _medians(plans: Mapping[str, Mapping[int, int]], time: Callable[[], float], turns: int) -> dict[str, float]:
+    times: dict[str, list[float]] = {placement: [] for placement in plans}
+    begun = monotonic()
+    for turn in range(turns):
+        if turn > 1 and monotonic() - begun > SECONDS:
+            break
+        for placement, places in plans.items():
+            with pinned(places):
+                times[placement].append(time())
+    return {placement: median(found) for placement, found in times.items()}
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from time import monotonic
 from typing import Any, Protocol
 
 from shim import environments, settings, statistics
-from shim.measure import machine, pace, process, runfile, schedule
+from shim.measure import machine, pace, pinning, process, runfile, schedule
 
 #: What starting a worker and preparing a case cost, in blocks, for the progress bar.
 START_STEPS, PREPARE_STEPS = 20, 3
@@ -79,7 +79,11 @@ class Rounds:
         self._deaths: Counter[tuple[str, str | None, str | None]] = Counter()
         self._versions: dict[str, Any] = {}
         self._asked: set[tuple[str, str | None, str | None]] = set()  # for times on the device: rows, or whole targets
+        self._placements: dict[tuple[str, str, str], str] = {}  # of threads on CPUs, as the first process found them
         if earlier:
+            for build in earlier.builds:
+                if build.get("placement") in pinning.PLACEMENTS:
+                    self._placements.setdefault((build["target"], build["mode"], build["case"]), build["placement"])
             whole = {record["round"] for record in earlier.rounds if record["record"] == "round_end"}
             self._asked |= {(d["target"], d["mode"], d["case"]) for d in earlier.devices if d["round"] in whole}
             self._left_out |= {(f["target"], f.get("mode"), f.get("case")) for f in earlier.failures if f["left_out"]}
@@ -419,9 +423,11 @@ class Rounds:
             mode, case = pair
             if built:
                 seconds = self.config["block_seconds"]
-                warmed = self._ask(target, mode, case, "calibrate", block_seconds=seconds)
+                found = self._placements.get((target, mode, case))
+                warmed = self._ask(target, mode, case, "calibrate", block_seconds=seconds, placement=found)
                 if warmed:
                     self._ready.add((target, mode, case))
+                    self._placements.setdefault((target, mode, case), warmed["placement"])
                     self.record({"record": "build"} | self._row(target, mode, case) | built | warmed)
 
     def _ask(

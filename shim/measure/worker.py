@@ -15,7 +15,7 @@ import json
 import os
 import signal
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any
 
@@ -31,6 +31,28 @@ class Failed(Exception):
         self.stage = stage
 
 
+@dataclass
+class Ready:
+    """A case that is ready for the clock: calls in a part of a block, parts, seconds of a call, CPUs of threads."""
+
+    prepared: Any
+    loops: int
+    samples: int = SAMPLES
+    steady: float = float("inf")
+    places: dict[int, int] = field(default_factory=dict)
+
+    def time_part(self) -> tuple[float, float, float]:
+        """Time one part of a block on fresh copies of the arrays; what comes back is that of ``clock.block``."""
+        from shim.measure import clock
+
+        synchronize, before = self.prepared.synchronize, self.prepared.call
+        self.prepared = replace(self.prepared, call=self.prepared.renew())  # both at once: these lie elsewhere
+        if self.prepared.call is not before:
+            del before
+            clock.block(self.prepared.call, synchronize, min(self.loops, 2) + self.loops // 8)
+        return clock.block(self.prepared.call, synchronize, self.loops)
+
+
 class Session:
     """The backend of this process, the cases that agree with the contract, and those that are ready for the clock."""
 
@@ -40,7 +62,7 @@ class Session:
         self.pinned = True  # whether threads are to stay where they are put during a block
         self.backend: Any = None
         self.checked: dict[tuple[str, str], Any] = {}
-        self.ready: dict[tuple[str, str], tuple[Any, int, int, float, dict[int, int]]] = {}
+        self.ready: dict[tuple[str, str], Ready] = {}
 
     def load(
         self,
@@ -120,49 +142,53 @@ class Session:
             **rows,
         }
 
-    def calibrate(self, case: str, mode: str, block_seconds: float) -> dict[str, Any]:
-        """Warm a case up that has been checked, and find out how many calls fill a block."""
+    def calibrate(self, case: str, mode: str, block_seconds: float, placement: str | None = None) -> dict[str, Any]:
+        """Warm a case up that has been checked, find out how many calls fill a block, and where threads are best put.
+
+        ``placement`` is what was found out in another process; it is taken unless it does harm here.
+        """
         from shim.measure import clock, pinning
 
         prepared = self.checked[case, mode]
-        call, synchronize, seconds = prepared.call, prepared.synchronize, block_seconds / SAMPLES
         try:
             before = pinning.seconds()
-            warm_seconds = clock.warm_up(call, synchronize, seconds)
-            loops = clock.calibrate(call, synchronize, seconds)
-
-            def time() -> float:
-                return sorted(clock.block(call, synchronize, loops)[0] for _ in range(3))[1]
-
-            places, each = pinning.choose(before, time) if self.pinned else ({}, time())
+            warm_seconds = clock.warm_up(prepared.call, prepared.synchronize, block_seconds / SAMPLES)
+            loops = clock.calibrate(prepared.call, prepared.synchronize, block_seconds / SAMPLES)
+            ready = Ready(prepared, loops)
+            if not self.pinned or placement == pinning.FREE:
+                placement = pinning.FREE
+            elif placement:
+                placement = pinning.confirm(placement, before, lambda: ready.time_part()[0])
+            else:
+                placement = pinning.choose(before, lambda: ready.time_part()[0])
+            ready.places = pinning.plan(placement, before)
+            with pinning.pinned(ready.places):
+                each = sorted(clock.block(ready.prepared.call, prepared.synchronize, loops)[0] for _ in range(3))[1]
         except Exception as error:
             raise Failed("warm-up", error) from error
-        samples = min(SAMPLES, max(1, round(block_seconds / (loops * each)))) if each > 0 else SAMPLES
-        self.ready[case, mode] = prepared, loops, samples, each, places
-        return {"warm_seconds": warm_seconds, "pinned": len(places)}
+        if each > 0:
+            ready.samples = min(SAMPLES, max(1, round(block_seconds / (loops * each))))
+        ready.steady = each
+        self.ready[case, mode] = ready
+        return {"warm_seconds": warm_seconds, "placement": placement}
 
     def block(self, case: str, mode: str) -> dict[str, Any]:
         """Time one block of a case that is ready, after a few untimed calls."""
         from shim.measure import clock, pinning
 
-        prepared, loops, samples, steady, places = self.ready[case, mode]
-        synchronize, timed = prepared.synchronize, []
+        ready = self.ready[case, mode]
+        call, synchronize = ready.prepared.call, ready.prepared.synchronize
         try:
-            with pinning.pinned(places):
-                rewarm_seconds = clock.rewarm(prepared.call, synchronize, loops, REWARM_SECONDS, steady)
-                for _ in range(samples):
-                    before = prepared.call
-                    prepared = replace(prepared, call=prepared.renew())  # both at once: these lie elsewhere
-                    if prepared.call is not before:
-                        del before
-                        clock.block(prepared.call, synchronize, min(loops, 2) + loops // 8)
-                    timed.append(clock.block(prepared.call, synchronize, loops))
-            self.ready[case, mode] = prepared, loops, samples, max(each for each, _, _ in timed), places
+            with pinning.pinned(ready.places):
+                rewarm_seconds = clock.rewarm(call, synchronize, ready.loops, REWARM_SECONDS, ready.steady)
+                del call
+                timed = [ready.time_part() for _ in range(ready.samples)]
+            ready.steady = max(each for each, _, _ in timed)
         except Exception as error:
             raise Failed("block", error) from error
         seconds, cpu, wall = zip(*timed, strict=True)
         return {
-            "loops": loops,
+            "loops": ready.loops,
             "seconds": seconds,
             "cpu_seconds": sum(cpu),
             "wall_seconds": sum(wall),
@@ -173,7 +199,7 @@ class Session:
         """Measure what a case that is ready takes on the GPU itself; blocks after it would be timed under CUPTI."""
         from shim.measure import activities, device
 
-        prepared = self.ready[case, mode][0]
+        prepared = self.ready[case, mode].prepared
         try:
             return device.measure(prepared.call, prepared.synchronize)
         except activities.DeviceClockUnavailable as error:
