@@ -282,7 +282,7 @@ def test_the_setting_that_lets_cpus_sleep_is_of_use_only_where_they_can_be_kept_
 def test_threads_are_placed_unless_a_setting_lets_them_move(fakes):
     run = bench.run(fakes / "run.jsonl", targets=["good", "good/threads-move"], cases=[FORWARD], **BRIEF)
     placements = {build["target"]: build["placement"] for build in run.builds}
-    assert placements["good"] in ("free", "apart", "shared")
+    assert placements["good"] in ("free", "apart", "alone")
     assert placements["good/threads-move"] == "free"
 
 

@@ -2,13 +2,14 @@
 
 A system may put two threads that are to work side by side on one CPU and leave them there for as long as a block, and
 it moves them as it likes: the same calls then take one time or another, up to half as long again. OpenMP knows the
-remedy as ``OMP_PROC_BIND``. Pools that are not OpenMP's have none, so the system is asked, for all backends alike and
-wherever it is a gain. Only Linux can be; elsewhere all threads are free.
+remedy as ``OMP_PROC_BIND``. Pools that are not OpenMP's have none, so the system is asked, for all backends alike. Only
+Linux can be; elsewhere all threads are free.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -16,11 +17,11 @@ from statistics import median
 from time import monotonic
 
 TASKS = Path("/proc/self/task")
-#: Placements, in the order of preference. The thread that calls works along with a pool or waits for it: it has a CPU
-#: apart from that of the pool's first thread, or shares it.
-FREE, APART, SHARED = PLACEMENTS = "free", "apart", "shared"
-GAIN = 1.05  # times as fast as those before it is what a placement has to be
-HARM = 1.15  # times as slow as free threads is what a chosen placement may not be in another process
+#: What pays depends on whether threads work at the same time or one after another. All of a pool are on CPUs ``apart``,
+#: or the thread that calls has one ``alone`` and the pool the others.
+FREE, APART, ALONE = PLACEMENTS = "free", "apart", "alone"
+GAIN = 1.05  # times as fast as the one before it is what a placement has to be
+HARM = 1.15  # times as slow as free threads, which are fast at times and slow at others, and they stay free
 TURNS, SECONDS = 7, 1.0  # for choosing, and after how long two turns suffice
 WORKS = 0.1  # of the time of the busiest thread; one that works less need not be placed
 
@@ -46,25 +47,25 @@ def plan(placement: str, before: Mapping[int, float]) -> dict[int, int]:
     cpus = sorted(os.sched_getaffinity(0)) if pool and placement != FREE else []
     if len(cpus) < 2:
         return {}
-    start = 1 if placement == APART else 0
-    return {os.getpid(): cpus[0]} | {thread: cpus[turn % len(cpus)] for turn, thread in enumerate(pool, start)}
+    turns = itertools.cycle(cpus[1:] + cpus[:1] if placement == APART else cpus[1:])
+    return {os.getpid(): cpus[0]} | dict(zip(pool, turns, strict=False))
 
 
 def choose(before: Mapping[int, float], time: Callable[[], float]) -> str:
-    """Return the placement with which ``time`` gives the least, the earlier of two that are about as good."""
+    """Return the placement with which ``time`` gives the least; ``free`` only where any other does harm.
+
+    Where free threads are matters to ``time``, and will be otherwise in the next block.
+    """
     plans = {placement: plan(placement, before) for placement in PLACEMENTS}
     if not plans[APART]:
         return FREE
     medians = _medians(plans, time, TURNS)
-    best = FREE
-    for placement in (APART, SHARED):
-        if GAIN * medians[placement] < medians[best]:
-            best = placement
-    return best
+    best = ALONE if GAIN * medians[ALONE] < medians[APART] else APART
+    return FREE if medians[best] > HARM * medians[FREE] else best
 
 
 def confirm(placement: str, before: Mapping[int, float], time: Callable[[], float]) -> str:
-    """Return a placement that was chosen in another process, or ``free`` if it does harm in this one."""
+    """Return the placement that was chosen in another process, or ``free`` if it does harm in this one."""
     plans = {FREE: {}, placement: plan(placement, before)}
     if not plans[placement]:
         return FREE
