@@ -309,7 +309,8 @@ def _warnings(run: Any, cases: Sequence[CaseResult], failures: Sequence[dict[str
             "at times they share a core, as those of a virtual machine may. That widens the intervals."
         )
     pace = statistics.pace_of(run)
-    if slow := sum(pace(block) > statistics.SLOWER for block in run.blocks):
+    slow = sum(pace(block) > statistics.SLOWER for block in run.blocks)
+    if slow and slow >= 0.01 * len(run.blocks):
         waited = sum(record.get("waited_seconds", 0.0) for record in run.rounds)
         found.append(
             f"{slow / len(run.blocks):.0%} of the blocks were timed while the machine was slower than at its best "
