@@ -45,7 +45,10 @@ def test_dropout_passes_in_both_directions():
         (lambda y, grads: (y * np.float32(0.75), grads), "the result differs"),
         (lambda y, grads: (y, [np.roll(grads[0], 1)]), "the gradient of x differs"),
         (lambda y, grads: (y, [grads[0] * np.float32(1.01)]), "the gradient of x differs"),
-        (lambda y, grads: (np.where(np.arange(70) < 7, y * 0, y), [np.where(np.arange(70) < 7, 0, grads[0])]), "share"),
+        (
+            lambda y, grads: (np.where(np.arange(70) < 35, y * 0, y), [np.where(np.arange(70) < 35, 0, grads[0])]),
+            "share",
+        ),
         (lambda y, grads: (y.astype(np.float64), grads), "is float64"),
     ],
     ids=["not scaled", "another mask for the gradient", "gradient a little off", "drops too many", "dtype"],
