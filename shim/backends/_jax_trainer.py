@@ -34,8 +34,8 @@ def _descend(table, ids, rows, lr, places):
     places = places.at[ids].set(positions, mode="promise_in_bounds")
     owners = places[ids]
     sums = jnp.zeros_like(rows).at[owners].add(rows, mode="promise_in_bounds")
-    moves = jnp.where((owners == positions)[:, None], -lr * sums, 0)
-    return table.at[ids].add(moves, mode="promise_in_bounds"), places
+    once = jnp.where(owners == positions, ids, len(table))  # what is out of bounds is dropped: no second visit to a row
+    return table.at[once].add(-lr * sums, mode="drop"), places
 
 
 def _scatter(dense, pairs):
