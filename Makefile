@@ -34,8 +34,9 @@ commas = $(subst $(space),$(comma),$(strip $(1)))
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
+bench: WANTED = $(TARGETS) $(KERAS)
 bench: some-env  ## Compare the backends on layers and on training steps of all models; print a table and the report's path
-	$(SHIM) bench --set scaled --rounds 4 $(ONLY) $(ARGS)
+	$(SHIM) bench --set scaled --rounds 3 --sweeps 3 --minutes 9 $(ONLY) $(ARGS)
 
 bench-layers: some-env  ## The same on the layers of two models alone, with narrower intervals
 	$(SHIM) bench --set article --model mnist_mlp --model imdb_bidirectional_lstm $(ONLY) $(ARGS)
@@ -75,8 +76,9 @@ else
 	@OMP_WAIT_POLICY=passive $(MAKE) --no-print-directory --jobs=$(JOBS) --output-sync=target $(SUITES)
 endif
 
+WANTED = $(TARGETS)
 some-env: $(TOOL)
-	@$(SHIM) env $(TARGETS) || echo 'Going on without the backends that could not be installed.'
+	@$(SHIM) env $(WANTED) || echo 'Going on without the backends that could not be installed.'
 
 env: $(TOOL)  ## Make what is missing: .venv for the tool, an environment for each backend
 	$(SHIM) env $(TARGETS)

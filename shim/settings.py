@@ -34,6 +34,10 @@ SETTINGS = {
     "threads-move": Setting(
         "with threads that the system moves from CPU to CPU, as outside of measurements", pinned=False
     ),
+    "huge-pages": Setting(
+        "with large arrays in pages of 2 MB, for which NumPy asks Linux by itself",
+        {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"},
+    ),
     "no-onednn": Setting(
         "Eigen's kernels instead of oneDNN's",
         {"TF_ENABLE_ONEDNN_OPTS": "0"},

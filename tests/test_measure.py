@@ -259,6 +259,25 @@ def test_workers_build_side_by_side_after_the_first_rounds(fakes, monkeypatch):
     assert row.first_call_seconds == np.median([b["first_call_seconds"] for b in alone])
 
 
+def test_a_run_that_is_out_of_time_keeps_whole_rounds_and_goes_on_when_resumed(fakes):
+    path = fakes / "run.jsonl"
+    run = bench.run(path, targets=["good"], cases=[FORWARD], **BRIEF | {"rounds": 3}, minutes=1e-6)
+    for played in (1, 2):
+        assert run.end["reason"] == "out of time"
+        ended = [record["round"] for record in run.rounds if record["record"] == "round_end"]
+        assert ended == list(range(played))
+        run = bench.resume(path)
+    assert run.complete
+    assert {block["round"] for block in run.blocks} == {0, 1, 2}
+    assert [worker["alone"] for worker in run.workers] == [True, False, False]
+
+
+def test_a_run_with_time_enough_is_complete(fakes):
+    run = bench.run(fakes / "run.jsonl", targets=["good"], cases=[FORWARD], **BRIEF, minutes=5)
+    assert run.complete
+    assert len({block["round"] for block in run.blocks}) == BRIEF["rounds"]
+
+
 def test_blocks_have_a_pace_and_rounds_say_how_long_they_waited(fakes):
     run = bench.run(fakes / "run.jsonl", targets=["good"], cases=[FORWARD], **BRIEF)
     assert all(statistics.pace_of(run)(block) >= 1 for block in run.blocks)

@@ -93,22 +93,15 @@ def main(targets: list[str]) -> None:
     from rich.progress import track
     from rich.table import Column, Table
 
-    from shim import environments
+    from shim import environments, settings
 
-    table = Table(
-        Column("backend", no_wrap=True),
-        "Adam, ms",
-        "stream, ms",
-        "ratio",
-        "rows: 20,000, ms",
-        "same, ms",
-        "ratio",
-        "own, ms",
-        "ratio",
-    )
+    columns = "Adam", "stream", "ratio", "20,000", "same", "ratio", "own", "ratio"
+    table = Table(Column("backend", no_wrap=True), *columns, title="Milliseconds; behind Adam, those of rows")
     for target in track(targets, console=Console(stderr=True), transient=True):
-        python = environments.python(target.partition(":")[0])
-        command, environ = [str(python), __file__, "--worker", target], environments.variables()
+        name, colon, mode = target.partition(":")
+        plain, setting = settings.split(name)
+        command = [str(environments.python(plain)), __file__, "--worker", plain + colon + mode]
+        environ = environments.variables() | dict(setting.variables)
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environ)
         t = json.loads(done.stdout.splitlines()[-1])
         row = [t["adam"], t["stream"], t["adam"] / t["stream"], t["rows_20k"]]
@@ -120,7 +113,9 @@ def main(targets: list[str]) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser("python -m tools.step_cost", description=__doc__.partition(":")[0] + ".")
     default = ("numpy", "torch", "torch:compile", "jax", "tensorflow", "tensorflow:xla", "cntk")
-    parser.add_argument("backend", nargs="*", default=default, help=f"default: {' '.join(default)}")
+    parser.add_argument(
+        "backend", nargs="*", default=default, help=f"as jax or jax/huge-pages; default: {' '.join(default)}"
+    )
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.worker:

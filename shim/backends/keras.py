@@ -72,16 +72,19 @@ synchronize = _host.synchronize
 
 # ------------------------------------------------------------------------------------------------------ the layers
 
+#: Every weight is given: to draw others first would take as long as all the rest of building a model.
+_KERNEL = {"kernel_initializer": "zeros"}
+
 
 @op
 def dense(x, w, b, *, activation=None):
-    return call(layers.Dense(w.shape[1], activation=activation, dtype=dtype(w)), x, w, b)
+    return call(layers.Dense(w.shape[1], activation=activation, **_KERNEL, dtype=dtype(w)), x, w, b)
 
 
 @op
 def conv2d(x, w, b, *, stride=1, padding="valid", activation=None):
-    size = tuple(w.shape[:2])
-    return call(layers.Conv2D(w.shape[3], size, stride, padding, activation=activation, dtype=dtype(w)), x, w, b)
+    size, how = tuple(w.shape[:2]), _KERNEL | {"activation": activation, "dtype": dtype(w)}
+    return call(layers.Conv2D(w.shape[3], size, stride, padding, **how), x, w, b)
 
 
 @keras.saving.register_keras_serializable("shim")  # Bidirectional copies its layer by way of its configuration
@@ -92,7 +95,8 @@ def _hard_sigmoid(x):
 
 def _lstm(w_h, gates, **how):
     gates = _hard_sigmoid if gates == "hard_sigmoid" else gates
-    return layers.LSTM(w_h.shape[0], recurrent_activation=gates, **how, dtype=dtype(w_h))
+    how |= _KERNEL | {"recurrent_initializer": "zeros", "recurrent_activation": gates}
+    return layers.LSTM(w_h.shape[0], **how, dtype=dtype(w_h))
 
 
 @op
@@ -124,7 +128,7 @@ def embedding_average(ids, table, *, padding_id=None):
 
 @op
 def embedding(ids, table):
-    return call(layers.Embedding(*table.shape, dtype=dtype(table)), ids, table)
+    return call(layers.Embedding(*table.shape, embeddings_initializer="zeros", dtype=dtype(table)), ids, table)
 
 
 @op

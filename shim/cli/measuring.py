@@ -34,6 +34,7 @@ from shim.cli.common import (
     "shim bench --backends cupy,torch --device cuda",
     "shim bench --case lstm/forward/N32-T100-I128-H64/float32",
     "shim bench --backends numpy,numpy@1.26.4",
+    "shim bench --set models --minutes 30",
     "shim bench --resume .shim/runs/20260101-120000-article.jsonl",
 )
 @click.option("--set", "case_set", default="article", show_default=True, help="article, models, scaled or smoke.")
@@ -43,6 +44,7 @@ from shim.cli.common import (
 @click.option("--modes", type=click.Choice(["default", "all"]), default="default", show_default=True)
 @click.option("--quick", is_flag=True, help="Few samples, to see that everything works; too few for a claim.")
 @click.option("--rounds", type=click.IntRange(1), help="Fresh processes for each backend, at most.")
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Begin no round that would end later.")
 @click.option("--sweeps", type=click.IntRange(1), help="Blocks of each case in each round.")
 @block_option
 @device_option
@@ -61,6 +63,7 @@ def bench(
     modes: str,
     quick: bool,
     rounds: int | None,
+    minutes: float | None,
     sweeps: int | None,
     block_seconds: float | None,
     device: str,
@@ -93,6 +96,7 @@ def bench(
             baseline=baseline,
             progress=Progress(),
             rounds=rounds,
+            minutes=minutes,
             sweeps=sweeps,
             block_seconds=block_seconds,
         )

@@ -45,6 +45,7 @@ def run(
     cases: Iterable[all_cases.Case],
     modes: str = "default",
     rounds: int | None = None,
+    minutes: float | None = None,
     sweeps: int | None = None,
     block_seconds: float | None = None,
     quick: bool = False,
@@ -64,8 +65,9 @@ def run(
     ``:mode`` for that mode alone; ``modes="all"`` takes every mode of each backend. ``only`` names the contestants of a
     case by their labels; in cases that it leaves out all take part. ``threads`` is the number of threads and CPUs of
     each worker, by default all that this process may use. After each round ``choose`` may say which cases the next one
-    has, and with none end the run. In the first ``alone`` rounds workers start and build one after the other, which
-    makes those times clean.
+    has, and with none end the run. No round begins that would, by the length of the one before, end later than
+    ``minutes`` after the start; :func:`resume` plays the rest, with as much time again. In the first ``alone`` rounds
+    workers start and build one after the other, which makes those times clean; with ``minutes`` in one at most.
     Raises ``ValueError`` for bad input, :class:`RunInterrupted` after Ctrl-C,
     :class:`shim.measure.runfile.RunFileError` where the file cannot be written, ``RuntimeError`` if no target works.
     """
@@ -87,6 +89,8 @@ def run(
         "baseline": baseline,
         "alone": alone,
     }
+    if minutes:
+        config |= {"minutes": minutes, "alone": min(alone, 1)}
     if only:
         config["only"] = {case: list(names) for case, names in only.items()}
     wanted = _check(path, config, targets, modes, len(cpus))
@@ -194,7 +198,7 @@ def _stoppable(rounds: Rounds, path: Path) -> Iterator[None]:
 
     try:
         yield
-        end("complete")
+        end("out of time" if rounds.out_of_time else "complete")
     except KeyboardInterrupt:
         with contextlib.suppress(runfile.RunFileError):
             end("interrupted")

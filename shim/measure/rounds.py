@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -17,9 +18,10 @@ START_STEPS, PREPARE_STEPS = 20, 3
 #: Rounds in which workers are started and cases built one after the other, so that the times of that are clean. In
 #: the others as many workers as there are CPUs do it side by side; whatever is warmed up or timed runs alone.
 ALONE = 2
-#: Only what takes longer than this alone is built beside others. The rest would only be in the way: threads that spin
-#: while they wait for one another, as those of torch and CNTK do, take ten times as long where they have no CPU each.
-LONG_SECONDS = 2.0
+#: Only targets whose builds and first calls take longer than this, alone and together, prepare beside others. The rest
+#: would be in the way: threads that spin while they wait for one another, as those of torch and CNTK do, take fifty
+#: times as long where they have no CPU each.
+LONG_SECONDS = 2.5
 CEILINGS = 2  # rounds in which the ceilings are measured
 WAITING = 0.75  # seconds that may be spent on waiting for a faster machine, for each second that is timed
 #: Rounds in which all take part in every case. In later ones only those do whose ratio is not yet known to NARROW, half
@@ -69,7 +71,7 @@ class Rounds:
         self._side_by_side = False
         self._beside: set[str] = set()  # targets that build beside others in this round
         self._ahead_seconds: dict[str, float] = {}
-        self._alone_seconds: dict[str, float] = {}  # of building
+        self._alone_seconds: dict[str, float] = {}  # of builds and first calls
         self._replaced: set[str] = set()  # targets whose worker died in this round
         self._built: dict[tuple[str, str, str], dict[str, Any]] = {}  # checked, not yet warmed up
         self._ready: set[tuple[str, str, str]] = set()
@@ -80,10 +82,15 @@ class Rounds:
         self._versions: dict[str, Any] = {}
         self._asked: set[tuple[str, str | None, str | None]] = set()  # for times on the device: rows, or whole targets
         self._placements: dict[tuple[str, str, str], str] = {}  # of threads on CPUs, as the first process found them
+        self._started = monotonic()
+        self.out_of_time = False  # before all rounds that were planned
         if earlier:
             for build in earlier.builds:
                 if build.get("placement") in pinning.PLACEMENTS:
                     self._placements.setdefault((build["target"], build["mode"], build["case"]), build["placement"])
+                if build["round"] == 0 and build.get("alone"):
+                    seconds = build["build_seconds"] + build["first_call_seconds"]
+                    self._alone_seconds[build["target"]] = self._alone_seconds.get(build["target"], 0.0) + seconds
             whole = {record["round"] for record in earlier.rounds if record["record"] == "round_end"}
             self._asked |= {(d["target"], d["mode"], d["case"]) for d in earlier.devices if d["round"] in whole}
             self._left_out |= {(f["target"], f.get("mode"), f.get("case")) for f in earlier.failures if f["left_out"]}
@@ -176,6 +183,9 @@ class Rounds:
             is_spare, begun = number >= self.config["rounds"], monotonic()
             if is_spare and self._pace.waited + spare + seconds > waiting:
                 break
+            if number != self._begun and self._too_late(seconds):
+                self.out_of_time = not is_spare
+                break
             if number != self._begun:
                 if choose is None:
                     self._cases, self._only = self._undecided(number)
@@ -211,6 +221,11 @@ class Rounds:
             self.record({"record": "round_end", "round": number} | ended)
             seconds = monotonic() - begun - waited
             spare += seconds * is_spare
+
+    def _too_late(self, seconds: float) -> bool:
+        """Whether another round as long as the last one would end after the time that the run may take."""
+        limit: float = 60 * self.config.get("minutes", math.inf)
+        return seconds > 0 and monotonic() - self._started + seconds > limit
 
     def _play_blocks(self, number: int) -> None:
         entries = {e["label"]: (e["target"], e["mode"]) for e in self.config["targets"]}
@@ -400,7 +415,7 @@ class Rounds:
 
     def _prepare(self, target: str) -> None:
         """Build and check every case of a target that is not left out."""
-        worker, begun = self._workers.get(target), monotonic()
+        worker, seconds = self._workers.get(target), 0.0
         for mode, case in self._pairs(target):
             if self._workers.get(target) is not worker:
                 return  # it died, and the worker in its place has prepared the rest
@@ -408,10 +423,11 @@ class Rounds:
                 built = self._ask(target, mode, case, "prepare", cache=self._cache)
                 if built:
                     self._built[target, mode, case] = built | {"alone": target not in self._beside}
+                    seconds += built["build_seconds"] + built["first_call_seconds"]
             if target not in self._replaced:
                 self._step(f"preparing {target}", PREPARE_STEPS)
         if target not in self._beside:
-            self._alone_seconds[target] = monotonic() - begun
+            self._alone_seconds[target] = seconds
 
     def _calibrate(self, target: str) -> None:
         """Warm up the cases of a target that have been checked, and record them."""

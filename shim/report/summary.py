@@ -157,8 +157,8 @@ def summarise(run: Any, baseline: str | None = None) -> Summary:
     config = run.header.get("config", {})
     labels = statistics.labels(run)
     chosen = statistics.choose_baseline(list(labels.values()), baseline or config.get("baseline")) or ""
-    failures = tuple(failure | {"contestant": _label(failure, labels)} for failure in run.failures)
-    cases = _case_results(run, chosen, labels, failures)
+    cases = _case_results(run, chosen, labels, run.failures)
+    failures = tuple(f | {"contestant": _label(f, labels)} for f in run.failures if not _is_unsupported(f))
     return Summary(
         run=run,
         baseline=chosen,
@@ -213,14 +213,20 @@ def _case_results(
 
 
 def _failure_of(target: str, mode: str | None, case: str, failures: Sequence[dict[str, Any]]) -> str:
-    """Return why a row failed, wholly or in one round; a failure without a mode or a case is one of all of them."""
+    """Say why a row is not there, or failed in one round; a failure without a mode or a case is one of all of them."""
     for failure in failures:
         at_fault = failure.get("target") == target and failure.get("mode") in (None, mode)
         if at_fault and failure.get("case") is None:
             return "failed in all cases, see the failures"
         if at_fault and failure.get("case") == case:
-            return f"failed: {words.reason(failure.get('reason', ''))}"
+            how = "not offered" if _is_unsupported(failure) else "failed"
+            return f"{how}: {words.reason(failure.get('reason', ''))}"
     return ""
+
+
+def _is_unsupported(failure: dict[str, Any]) -> bool:
+    """Whether a contestant does not offer a case at all, which is told beside the case and is no failure."""
+    return failure.get("stage") == "unsupported" and failure.get("case") is not None
 
 
 def _outcome(entries: Iterable[Entry], baseline: str) -> Outcome:
