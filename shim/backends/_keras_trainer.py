@@ -17,6 +17,8 @@ if engine == "tensorflow":
     import tensorflow as tf
 
     from shim.backends import _tensorflow_optimizers
+elif engine == "jax":
+    import jax
 
 _LOSSES = {
     "softmax_cross_entropy": keras.losses.SparseCategoricalCrossentropy,
@@ -141,7 +143,7 @@ class Trainer:
         model = self._model
         parts = (model.trainable_variables, model.non_trainable_variables)
         parts += (model.optimizer.variables, model.metrics_variables)
-        self._state = tuple([v.value for v in part] for part in parts)
+        self._state = tuple([_committed(v.value) for v in part] for part in parts)
 
     def _variables(self):
         """Return the variables that hold all of the state, at its present values, by our names."""
@@ -184,6 +186,11 @@ class Trainer:
         for name, variable in self._variables().items():
             variable.assign(state[name])
         self._take_state()
+
+
+def _committed(value):
+    """On JAX, bind an array to its device, as those of batches are: else the second step would be compiled anew."""
+    return jax.device_put(value, value.sharding) if engine == "jax" else value
 
 
 def _predict(model, trainable, others, x):

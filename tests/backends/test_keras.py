@@ -132,6 +132,24 @@ def test_a_step_is_what_keras_does_with_a_batch(backend):
     assert losses == pytest.approx(fitted, rel=1e-5)
 
 
+@pytest.mark.skipif(ENGINE != "jax", reason=f"this is Keras on {ENGINE}")
+def test_a_step_is_compiled_once(backend):
+    """Arrays that are bound to a device and such that are not are arguments of two programs."""
+    import jax
+
+    model = models.load("mnist_mlp")
+    compiled = []
+    trainer = backend.trainer(model, model.initial(), model.optimizer, "auto")
+    batch = [backend.to_device(a) for a in model.batch(0, "float32", 7)]
+    jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: compiled.append(event))
+    counts = []
+    for _ in range(3):
+        backend.synchronize(trainer.step(*batch))
+        counts.append(sum(event.endswith("backend_compile_duration") for event in compiled))
+    assert counts[0] >= 1
+    assert counts[1:] == [counts[0]] * 2
+
+
 @trains
 def test_the_model_is_made_of_keras_layers_and_keras_optimizer(backend):
     model = models.load("imdb_bidirectional_lstm")
