@@ -36,7 +36,7 @@ help:  ## Show this list
 
 bench: WANTED = $(TARGETS) $(KERAS)
 bench: some-env  ## Compare the backends on layers and on training steps of all models; print a table and the report's path
-	$(SHIM) bench --set scaled --rounds 3 --sweeps 3 --minutes 9 $(ONLY) $(ARGS)
+	$(SHIM) bench --set scaled --rounds 3 --sweeps 2 --minutes 9 $(ONLY) $(ARGS)
 
 bench-layers: some-env  ## The same on the layers of two models alone, with narrower intervals
 	$(SHIM) bench --set article --model mnist_mlp --model imdb_bidirectional_lstm $(ONLY) $(ARGS)

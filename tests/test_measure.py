@@ -270,12 +270,13 @@ def test_a_run_that_is_out_of_time_keeps_whole_rounds_and_goes_on_when_resumed(f
     assert run.complete
     assert {block["round"] for block in run.blocks} == {0, 1, 2}
     assert [worker["alone"] for worker in run.workers] == [True, False, False]
+    assert bench.resume(path).rounds == run.rounds
 
 
-def test_a_run_with_time_enough_is_complete(fakes):
+def test_a_run_with_time_left_plays_spare_rounds(fakes):
     run = bench.run(fakes / "run.jsonl", targets=["good"], cases=[FORWARD], **BRIEF, minutes=5)
     assert run.complete
-    assert len({block["round"] for block in run.blocks}) == BRIEF["rounds"]
+    assert len({block["round"] for block in run.blocks}) == BRIEF["rounds"] + bench.DEFAULTS["spare_rounds"]
 
 
 def test_blocks_have_a_pace_and_rounds_say_how_long_they_waited(fakes):

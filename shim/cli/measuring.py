@@ -44,7 +44,11 @@ from shim.cli.common import (
 @click.option("--modes", type=click.Choice(["default", "all"]), default="default", show_default=True)
 @click.option("--quick", is_flag=True, help="Few samples, to see that everything works; too few for a claim.")
 @click.option("--rounds", type=click.IntRange(1), help="Fresh processes for each backend, at most.")
-@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Begin no round that would end later.")
+@click.option(
+    "--minutes",
+    type=click.FloatRange(0, min_open=True),
+    help="Begin no round that would end later; with time left, up to two more.",
+)
 @click.option("--sweeps", type=click.IntRange(1), help="Blocks of each case in each round.")
 @block_option
 @device_option

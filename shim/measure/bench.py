@@ -29,7 +29,7 @@ from shim import settings, statistics
 from shim.measure import machine, runfile
 from shim.measure.rounds import ALONE, Choice, Progress, Rounds, Silent
 
-#: Spare rounds are played with the time that a run had for waiting and did not need.
+#: Spare rounds are played with what is left of the minutes of a run, else of the time that it had for waiting.
 DEFAULTS = {"rounds": 14, "sweeps": 4, "block_seconds": 0.02, "spare_rounds": 2}
 QUICK = {"rounds": 2, "sweeps": 2, "block_seconds": 0.02, "spare_rounds": 0}
 
@@ -90,7 +90,7 @@ def run(
         "alone": alone,
     }
     if minutes:
-        config |= {"minutes": minutes, "alone": min(alone, 1)}
+        config |= {"minutes": minutes, "alone": min(alone, 1), "spare_rounds": DEFAULTS["spare_rounds"]}
     if only:
         config["only"] = {case: list(names) for case, names in only.items()}
     wanted = _check(path, config, targets, modes, len(cpus))

@@ -181,7 +181,7 @@ class Rounds:
         spare = seconds = 0.0  # of the spare rounds, and of the last round
         for number in numbers:
             is_spare, begun = number >= self.config["rounds"], monotonic()
-            if is_spare and self._pace.waited + spare + seconds > waiting:
+            if is_spare and "minutes" not in self.config and self._pace.waited + spare + seconds > waiting:
                 break
             if number != self._begun and self._too_late(seconds):
                 self.out_of_time = not is_spare
