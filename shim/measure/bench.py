@@ -90,7 +90,7 @@ def run(
         "alone": alone,
     }
     if minutes:
-        config |= {"minutes": minutes, "alone": min(alone, 1), "spare_rounds": DEFAULTS["spare_rounds"]}
+        config |= {"minutes": minutes, "alone": min(alone, 1), "spare_rounds": defaults["spare_rounds"]}
     if only:
         config["only"] = {case: list(names) for case, names in only.items()}
     wanted = _check(path, config, targets, modes, len(cpus))
