@@ -394,7 +394,7 @@ class Rounds:
 
     def _go_ahead(self, targets: Sequence[str], load: bool = False) -> None:
         """Let workers load, and build what takes long, as many at a time as there are CPUs; the longest goes first."""
-        self._beside = {t for t in targets if self._alone_seconds.get(t, LONG_SECONDS) >= LONG_SECONDS}
+        self._beside = {t for t in targets if self._alone_seconds.get(t, 0.0) >= LONG_SECONDS}  # known after one round
 
         def work(target: str) -> None:
             worker, begun = self._workers[target], monotonic()
