@@ -100,6 +100,8 @@ def main(targets: list[str]) -> None:
     for target in track(targets, console=Console(stderr=True), transient=True):
         name, colon, mode = target.partition(":")
         plain, setting = settings.split(name)
+        if setting is not settings.NONE and not setting.variables:
+            raise SystemExit(f"{target}: only settings that are variables of the environment can be taken here")
         command = [str(environments.python(plain)), __file__, "--worker", plain + colon + mode]
         environ = environments.variables() | dict(setting.variables)
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environ)

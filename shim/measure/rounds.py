@@ -88,9 +88,6 @@ class Rounds:
             for build in earlier.builds:
                 if build.get("placement") in pinning.PLACEMENTS:
                     self._placements.setdefault((build["target"], build["mode"], build["case"]), build["placement"])
-                if build["round"] == 0 and build.get("alone"):
-                    seconds = build["build_seconds"] + build["first_call_seconds"]
-                    self._alone_seconds[build["target"]] = self._alone_seconds.get(build["target"], 0.0) + seconds
             whole = {record["round"] for record in earlier.rounds if record["record"] == "round_end"}
             self._asked |= {(d["target"], d["mode"], d["case"]) for d in earlier.devices if d["round"] in whole}
             self._left_out |= {(f["target"], f.get("mode"), f.get("case")) for f in earlier.failures if f["left_out"]}
