@@ -329,7 +329,10 @@ def test_a_run_goes_on_with_the_cases_chosen_and_ends_without_any(tmp_path, monk
 # -------------------------------------------------------------------------------------------------------- predictions
 
 WIDE = winmap.Grid("lstm", (("T", (2, 5, 11)), ("N", (1, 3, 7)), ("I", (4, 9, 31)), ("H", (5, 16))))
-CONSTANTS = {"numpy": (1e-5, 3e-6, 2e-11, 5e-10, 1e-9, 3e-10), "torch": (3e-5, 0.0, 1e-11, 1e-10, 2e-10, 0.0)}
+CONSTANTS = {
+    "numpy": (1e-5, 3e-6, 2e-11, 1e-11, 5e-10, 1e-9, 3e-10),
+    "torch": (3e-5, 0.0, 1e-11, 0.0, 1e-10, 2e-10, 0.0),
+}
 
 
 def by_the_model(point):
@@ -346,6 +349,23 @@ def test_a_model_of_the_work_finds_its_constants_and_predicts_what_was_left_out(
     exact = prediction.predict(made(by_the_model, spread=0.0, grid=WIDE))
     for model, constants in zip(exact, CONSTANTS.values(), strict=True):
         assert tuple(model.constants.values()) == pytest.approx(constants, rel=1e-3, abs=1e-15)
+
+
+def test_a_few_shapes_with_another_algorithm_do_not_move_the_model():
+    amount = np.array([prediction.amounts(case) for case in WIDE.cells("forward").values()])
+    seconds = amount @ CONSTANTS["numpy"]
+    seconds[::9] *= 5
+    np.testing.assert_allclose(prediction.fit(amount, seconds), CONSTANTS["numpy"], rtol=1e-6)
+
+
+def test_channels_count_as_whole_vectors_and_nothing_else_does():
+    conv = {"N": 3, "H": 7, "W": 5, "C": 3, "R": 3, "S": 3, "O": 17}
+    for op, dims, factor in (
+        ("conv2d", conv, 16 / 3 * 32 / 17),
+        ("embedding_average", {"N": 3, "V": 7, "T": 5, "D": 3}, 1),
+    ):
+        found = dict(zip(prediction.TERMS, prediction.amounts(cases.case(op, "forward", dims)), strict=True))
+        assert found["in whole vectors"] == pytest.approx(factor * found["operations"], rel=0.02)  # a bias, not filled
 
 
 def test_times_that_have_nothing_to_do_with_the_work_are_predicted_badly(made):

@@ -39,7 +39,7 @@ def sentences(found: WinMap) -> Iterator[str]:
     if models:
         errors = [f"{words.line(model.contestant, 40)} {100 * model.error:.0f} %" for model in models]
         yield (
-            "A model of the work (calls, steps, operations, bytes in and out), fitted to one half of the shapes, "
+            "A model of the work (calls, steps, operations, bytes), fitted to one half of the shapes, "
             f"predicts the times of the other half with these median errors: {', '.join(errors)}."
         )
 
