@@ -365,7 +365,7 @@ def test_channels_count_as_whole_vectors_and_nothing_else_does():
         ("embedding_average", {"N": 3, "V": 7, "T": 5, "D": 3}, 1),
     ):
         found = dict(zip(prediction.TERMS, prediction.amounts(cases.case(op, "forward", dims)), strict=True))
-        assert found["in whole vectors"] == pytest.approx(factor * found["operations"], rel=0.02)  # a bias, not filled
+        assert found["vector_operations"] == pytest.approx(factor * found["operations"], rel=0.02)  # a bias, not filled
 
 
 def test_times_that_have_nothing_to_do_with_the_work_are_predicted_badly(made):

@@ -19,9 +19,9 @@ from scipy import optimize
 from shim import cases, contract
 from shim.explain.winmap import WinMap
 
-TERMS = ("call", "steps", "operations", "in whole vectors", "input", "weights", "result")
+TERMS = ("call", "steps", "operations", "vector_operations", "input", "weights", "result")
 LANES = 16  # float32 in a vector of 512 bits, or in two of 256
-CHANNELS = {"dense": "IO", "conv2d": "CO", "lstm": "IH"}  # the axes along which libraries compute in vectors
+CHANNELS = {"dense": "IO", "conv2d": "CO", "lstm": "IH", "bilstm": "IH"}  # axes along which vectors lie
 FEWEST = 2 * len(TERMS)  # shapes in a half
 
 
