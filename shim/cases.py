@@ -19,7 +19,7 @@ from shim import contract
 
 TRAIN_STEP, PREDICT = "train_step", "predict"
 OPTIMIZER_STEP = "optimizer_step"  # the optimizer alone, with gradients that are there already
-GRADIENTS = "gradients"  # a batch's loss and dense gradients as one compiled program, without the optimizer
+GRADIENTS = "gradients"  # a training step without its optimizer: all ops of a batch, with their gradients
 MODEL_DIRECTIONS = (TRAIN_STEP, PREDICT, OPTIMIZER_STEP, GRADIENTS)
 
 

@@ -295,19 +295,29 @@ def _gradients_reference(backend: ModuleType, case: cases.Case, mode: str) -> di
 def _verify_gradients(backend: ModuleType, case: cases.Case, mode: str, reference: dict[str, np.ndarray]) -> float:
     """Compare the gradient of each weight along one direction, as a share of its size."""
     model, params, x, labels = _without_dropout(case, case.dtype)
-    run = clock.build_gradients(backend, model, mode)
-    arrays = {name: backend.to_device(value) for name, value in params.items()}
-    _, gradients = run(arrays, backend.to_device(x), backend.to_device(labels))
+    trainer = backend.trainer(model, params, model.optimizer, mode)
+    _, gradients = trainer.gradients(backend.to_device(x), backend.to_device(labels))
     if set(gradients) != set(reference):
         raise ParityError(f"gradients of {', '.join(gradients)} were returned, expected {', '.join(reference)}")
     worst = 0.0
     for k, (name, (wanted, size)) in enumerate(reference.items()):
-        actual = backend.to_numpy(gradients[name])
+        actual = _laid_out(backend, gradients[name], params[name])
         if actual.shape != params[name].shape:
             raise ParityError(f"the gradient of {name} has shape {actual.shape}, expected {params[name].shape}")
         error = abs(float((actual * _direction(case, k, actual.shape)).sum()) - wanted)
         worst = max(worst, _share(f"the gradient of {name}", error, GRADIENT[case.dtype] * size))
     return worst
+
+
+def _laid_out(backend: ModuleType, gradient: Any, weight: np.ndarray) -> np.ndarray:
+    """Return a gradient as a NumPy array; one of pieces has the shape of the weight."""
+    if not isinstance(gradient, list):
+        return gradient if isinstance(gradient, np.ndarray) else backend.to_numpy(gradient)
+    dense = np.zeros_like(weight)
+    for ids, rows in gradient:
+        ids, rows = (a if isinstance(a, np.ndarray) else backend.to_numpy(a) for a in (ids, rows))
+        np.add.at(dense, ids.reshape(-1), rows.reshape(-1, dense.shape[1]))
+    return dense
 
 
 def _verify_optimizer(backend: ModuleType, case: cases.Case, mode: str) -> float:

@@ -54,6 +54,12 @@ class Trainer(Protocol):
         NumPy arrays without objects, by names of the backend's own.
         """
 
+    def gradients(self, x: Array, labels: Array) -> tuple[Array, dict[str, Any]]:
+        """Return what ``step`` would, and the gradient of each trained weight: ``step`` without its optimizer.
+
+        The gradient of a table may be pieces, a list of pairs (ids, rows) that add up. Weights stay as they are.
+        """
+
     def updater(self, gradients: Mapping[str, np.ndarray]) -> Callable[[], Any]:
         """Return a call that moves the trained weights with these gradients: the last part of ``step`` alone.
 
@@ -69,7 +75,7 @@ class Backend(Protocol):
 
     A backend that cannot do everything says so in ``DIRECTIONS`` or ``DTYPES``, see :func:`offers`, and raises
     :class:`Unsupported` when it is asked all the same. One that computes recurrences with approximate exponentials says
-    so by ``approximates()``.
+    so by ``approximates()``, and one that compiles across ops names the modes in ``FUSES``, see :func:`fuses`.
     """
 
     DEVICES: tuple[str, ...]
@@ -106,14 +112,6 @@ class Backend(Protocol):
     ) -> Trainer:
         """Build a :class:`Trainer` from a model, its initial weights and an optimizer; ``seed`` is for dropout."""
 
-    def gradients_of(self, model: Any, mode: str) -> Callable[..., Any]:
-        """Build ``run(params, x, labels) -> (loss, {name: gradient})``: all ops of a batch compiled as one program.
-
-        ``params`` are arrays by name; gradients are dense and those of all trained weights. Only of the modes in
-        ``FUSES``, those that compile across ops (:func:`fuses`); ``UNFUSED`` says why there are none, where it is not
-        that.
-        """
-
     def implementation(self, case: Any) -> str:
         """Name the kernel path that a case takes, such as ``oneDNN`` or ``XLA while loop``."""
 
@@ -141,14 +139,6 @@ def fuses(backend: Any, mode: str) -> bool:
 def approximates(backend: Any) -> bool:
     """Return whether the gates of recurrences in float32 are approximate where a backend computes, as on GPUs."""
     return bool(getattr(backend, "approximates", bool)())
-
-
-def training_ops(ops: Callable[..., SimpleNamespace], model: Any, **replaced: Callable[..., Any]) -> SimpleNamespace:
-    """Return the ``ops(**replaced)`` of a backend as training calls them: moments of the batch, dropout as told."""
-    normalise = ops().batch_norm
-    if not model.dropout:
-        replaced["dropout"] = lambda x, *, rate=0.0: x
-    return ops(batch_norm=functools.partial(normalise, training=True), **replaced)
 
 
 def offers(backend: Any, case: Any) -> bool:

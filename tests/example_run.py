@@ -107,7 +107,8 @@ def worker(target: str, round: int) -> dict[str, Any]:
 
 
 def build(target: str, mode: str, case: str, round: int, seconds: float, path: str) -> dict[str, Any]:
-    return {
+    fused = {"fused": mode not in ("eager", "cpu")} if "/gradients/" in case else {}
+    return fused | {
         "record": "build",
         "round": round,
         "target": target,

@@ -14,7 +14,7 @@ from rich.console import Console
 from shim import cases, contract, models, statistics
 from shim.explain import attribution, effects
 from shim.measure import runfile
-from shim.report import explanation
+from shim.report import explanation, words
 
 TARGETS = (("torch", "eager"), ("tensorflow", "graph"))
 MODEL = models.load("mnist_mlp")
@@ -26,6 +26,7 @@ NET = {
     "tensorflow": {"dense": (5e-4, 9e-4), "other": (0, 1e-5)},
 }
 OPTIMIZER = {"torch": 4e-4, "tensorflow": 3e-4}
+SEQUENCE = {"torch": 2e-4, "tensorflow": 0.0}
 FUSION = {"torch": 0.0, "tensorflow": -1e-4}
 RESIDUAL = {"torch": 1e-4, "tensorflow": -2e-4}
 
@@ -36,7 +37,7 @@ def seconds_of(case, target):
         return OPTIMIZER[target] + call["forward"]
     if case.direction in (cases.TRAIN_STEP, cases.GRADIENTS):
         parts = sum(sum(NET[target].get(op.op, NET[target]["other"])) for op in models.record(MODEL))
-        together = call["forward_backward"] + parts + FUSION[target]
+        together = call["forward_backward"] + parts + FUSION[target] + SEQUENCE[target]
         return together if case.direction == cases.GRADIENTS else together + OPTIMIZER[target] + RESIDUAL[target]
     if case.shape == "N1-...1":
         return call[case.direction]
@@ -46,15 +47,21 @@ def seconds_of(case, target):
     return forward + backward + call["forward_backward"]
 
 
-EAGER = (CASES[2].id, "torch")  # a mode that does not compile across ops
-REASON = "it does not compile across ops"
+TORCH, TENSORFLOW = ((CASES[2].id, target) for target, _ in TARGETS)  # all ops of a batch together
+REASON = "the step has the optimizer in it"
 
 
-def records(spread=1e-6, rounds=5, leave_out=(EAGER,), **options):
+def records(spread=1e-6, rounds=5, leave_out=(), **options):
     table = [[seconds_of(case, target) for target, _ in TARGETS] for case in CASES]
     found = example.records(TARGETS, [c.id for c in CASES], table, rounds=rounds, spread=spread, **options)
-    found = [r for r in found if (r.get("case"), r.get("target")) not in leave_out]
-    return [*found[:-1], example.failure("torch", "eager", EAGER[0]) | {"reason": REASON}, found[-1]]
+    return [r for r in found if (r.get("case"), r.get("target")) not in leave_out]
+
+
+def without(*leave_out):
+    """Return records in which some contestants have no time for all ops of a batch together, with the reason."""
+    lines = records(leave_out=leave_out)
+    failures = [example.failure(target, dict(TARGETS)[target], case) for case, target in leave_out]
+    return [*lines[:-1], *(failure | {"reason": REASON} for failure in failures), lines[-1]]
 
 
 @pytest.fixture
@@ -120,7 +127,13 @@ def test_known_parts_come_back(read):
             first, second = (NET[t].get(term.name.split()[0], NET[t]["other"])[k] * term.count for t, _ in TARGETS)
         else:
             first, second = (
-                {"optimizer": OPTIMIZER[t], "call": CALL[t][1], "fusion": FUSION[t], "residual": RESIDUAL[t]}[term.kind]
+                {
+                    "optimizer": OPTIMIZER[t],
+                    "call": CALL[t][1],
+                    "fusion": FUSION[t],
+                    "sequence": SEQUENCE[t],
+                    "residual": RESIDUAL[t],
+                }[term.kind]
                 for t, _ in TARGETS
             )
         assert term.first.value == pytest.approx(first, abs=2e-8), term
@@ -128,7 +141,8 @@ def test_known_parts_come_back(read):
         assert term.gap.value == pytest.approx(second - first, abs=4e-8)
         assert term.gap.low <= term.gap.value <= term.gap.high
     assert (found.ratio.verdict, found.rounds, found.missing) == ("slower", 5, ())
-    assert dict(found.unfused) == {"torch": REASON}
+    assert (dict(found.together), dict(found.apart)) == ({"torch": "sequence", "tensorflow": "fusion"}, {})
+    assert [t.kind for t in found.terms[-5:]] == ["fusion", "sequence", "optimizer", "call", "residual"]
     assert found.residual_share == pytest.approx(3e-4 / found.step[1].value, rel=0.01)
 
 
@@ -179,8 +193,6 @@ def test_a_table_is_differentiated_as_the_step_does_it(read):
     assert [t.value for t in (backward.first, backward.second)] == pytest.approx([7e-4, 8.5e-3], rel=0.01)
     told = "torch differentiates tables by the rows that a batch looks up, tensorflow lays out all of their gradient."
     assert told in list(explanation.sentences(found))
-    assert found.fusion.second.value == pytest.approx(1e-6 - 9e-3, rel=0.01)
-    assert dict(found.unfused) == {"torch": "that one program differentiates tables as a whole, its step by rows"}
 
 
 # ------------------------------------------------------------------------------------------------------ what is missing
@@ -197,34 +209,52 @@ def test_a_part_without_times_goes_into_the_residual_and_is_named(read):
     assert "optimizer" not in {t.kind for t in found.terms}
 
 
-def test_fusion_is_told_of_those_that_compile_across_ops(read):
+def test_fusion_is_told_of_those_that_compile_across_ops_and_the_sequence_of_others(read):
     found = attribution.explain(read(records()), "torch", "tensorflow")
-    assert [t.value for t in (found.fusion.first, found.fusion.second)] == pytest.approx([0, -1e-4], abs=1e-7)
-    assert found.fusion.gap.low <= found.fusion.gap.value <= found.fusion.gap.high < 0
+    (fusion,), (sequence,) = ([t for t in found.terms if t.kind == kind] for kind in ("fusion", "sequence"))
+    assert [t.value for t in (fusion.first, fusion.second)] == pytest.approx([0, -1e-4], abs=1e-7)
+    assert [t.value for t in (sequence.first, sequence.second)] == pytest.approx([2e-4, 0], abs=1e-7)
+    assert fusion.gap.low <= fusion.gap.value <= fusion.gap.high < 0
     told = " ".join(explanation.sentences(found))
     assert "Fusion on tensorflow, its ops compiled as one program instead of apart: -100" in told
-    assert "No fusion is told of torch: it does not compile across ops." in told
-    neither = {EAGER, (EAGER[0], "tensorflow")}
-    without = attribution.explain(read(records(leave_out=neither)), "torch", "tensorflow")
-    assert without.fusion is None
-    assert dict(without.unfused) == {"torch": REASON, "tensorflow": "it was not measured"}
-    assert without.residual.second.value == pytest.approx(RESIDUAL["tensorflow"] + FUSION["tensorflow"], abs=1e-7)
+    assert "Sequence on torch, its ops called one after another instead of each alone: +200" in told
+    assert "together" not in told
+    assert [cells[1:3].count(words.DASH) for kind, _, cells in explanation._rows(found, explanation._unit(found))] == [
+        kind in ("fusion", "sequence") for kind in [*(t.kind for t in found.terms), "whole"]
+    ]
 
 
-def test_fusion_is_not_told_where_an_op_is_missing(read):
-    relu = next(c for c in CASES if c.op == "dense" and c.direction == "forward")
-    found = attribution.explain(read(records(leave_out={EAGER, (relu.id, "tensorflow")})), "torch", "tensorflow")
-    assert found.fusion is None
-    assert found.unfused["tensorflow"] == "not all of its ops were timed on both"
+def test_what_all_ops_take_together_is_in_the_residual_where_it_was_not_timed(read):
+    found = attribution.explain(read(without(TENSORFLOW)), "torch", "tensorflow")
+    assert (dict(found.together), dict(found.apart)) == ({"torch": "sequence"}, {"tensorflow": REASON})
+    assert f"All ops together were not timed on tensorflow: {REASON}." in list(explanation.sentences(found))
+    assert found.residual.second.value == pytest.approx(RESIDUAL["tensorflow"] + FUSION["tensorflow"], abs=1e-7)
+    neither = attribution.explain(read(without(TORCH, TENSORFLOW)), "torch", "tensorflow")
+    assert not {"fusion", "sequence"} & {t.kind for t in neither.terms}
+    assert neither.residual.first.value == pytest.approx(RESIDUAL["torch"] + SEQUENCE["torch"], abs=1e-7)
+
+
+def test_runs_from_before_the_step_was_timed_without_its_optimizer_have_no_such_term(read):
+    lines = [{key: value for key, value in line.items() if key != "fused"} for line in records()]
+    found = attribution.explain(read(lines), "torch", "tensorflow")
+    assert not {"fusion", "sequence"} & {t.kind for t in found.terms}
+    assert set(found.apart.values()) == {"this run is from before that was recorded"}
+
+
+def test_what_all_ops_take_together_is_not_told_where_an_op_is_missing(read):
+    dense = next(c for c in CASES if c.op == "dense" and c.direction == "forward")
+    found = attribution.explain(read(records(leave_out={(dense.id, "tensorflow")})), "torch", "tensorflow")
+    assert not {"fusion", "sequence"} & {t.kind for t in found.terms}
+    assert found.apart["tensorflow"] == "not all of its ops were timed on both"
 
 
 @pytest.mark.parametrize(("spread", "faster"), [(1e-4, True), (0.5, False)])
 def test_nobody_is_called_faster_where_the_gap_may_be_nothing(read, spread, faster):
     found = attribution.explain(read(records(spread=spread)), "torch", "tensorflow")
     assert (found.gap.low > 0) is faster
-    (words, *rest) = explanation.sentences(found)
-    assert ("faster than" in words) is faster
-    assert words.startswith("The samples do not decide between torch and tensorflow") is not faster
+    (first, *rest) = explanation.sentences(found)
+    assert ("faster than" in first) is faster
+    assert first.startswith("The samples do not decide between torch and tensorflow") is not faster
     assert any("of the gap is" in sentence for sentence in rest) is faster
 
 
@@ -294,11 +324,11 @@ def test_intervals_of_sums_cover_the_truth(rounds):
 
 def test_the_words_name_the_largest_parts_and_the_residual(read):
     text = list(explanation.sentences(attribution.explain(read(records()), "torch", "tensorflow")))
-    assert text[0].startswith("torch is 1.32x ")
+    assert text[0].startswith("torch is 1.25x ")
     assert "faster than tensorflow on mnist_mlp: 3." in text[0]
     assert text[1] == (
-        "84 % of the gap is the backward passes of 3 dense layers, 56 % the forward passes of 3 dense layers "
-        "and 12 % the call itself."
+        "103 % of the gap is the backward passes of 3 dense layers, 69 % the forward passes of 3 dense layers "
+        "and 15 % the call itself."
     )
     assert any("Against the gap, torch takes longer in the optimizer (rmsprop)" in sentence for sentence in text)
     assert text[-1].endswith("% of the slower step.")

@@ -39,8 +39,9 @@ def test_a_model_is_explained_and_the_run_file_is_enough_to_do_it_again(tmp_path
     assert (found["first"], found["second"], found["rounds"], found["missing"]) == ("numpy", other, 1, [])
     kinds = [term["kind"] for term in found["terms"]]
     assert kinds.count("optimizer") == kinds.count("call") == kinds.count("residual") == 1
+    assert kinds.count("sequence") == 1
     assert "fusion" not in kinds
-    assert found["unfused"] == dict.fromkeys(["numpy", other], "it does not compile across ops")
+    assert (found["together"], found["apart"]) == (dict.fromkeys(["numpy", other], "sequence"), {})
     assert [t["name"] for t in found["terms"] if t["kind"] == "forward" and "dense" in t["name"]] == [
         "dense N3 I784 O512 activation=relu",
         "dense N3 I512 O512 activation=relu",
@@ -61,7 +62,7 @@ def test_fusion_is_measured_where_a_backend_compiles_across_ops(tmp_path):
     found = json.loads(result.stdout)
     terms = found["terms"]
     (fusion,) = (term for term in terms if term["kind"] == "fusion")
-    assert found["unfused"] == {"numpy": "it does not compile across ops"}
+    assert (found["together"], found["apart"]) == ({"numpy": "sequence", "jax": "fusion"}, {})
     assert fusion["first"]["median"] == 0 != fusion["second"]["median"]
     assert found["missing"] == []
     assert sum(t["gap"]["median"] for t in terms) == pytest.approx(found["gap"]["median"])

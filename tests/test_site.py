@@ -102,8 +102,10 @@ def test_every_cell_of_a_map_and_every_part_of_a_gap_leads_to_its_samples(made):
     parts = re.findall(r'<tr class="\w+"><th scope="row">.*?</tr>', (made / "why.html").read_text("utf-8"), re.DOTALL)
     assert len(parts) > 5
     links = {part: part.count('href="samples/why-') for part in parts}
-    assert {count for part, count in links.items() if 'class="fusion"' not in part} == {2}
-    assert [count for part, count in links.items() if 'class="fusion"' in part] == [1]  # torch eager has no fusion
+    kinds = {part: re.match(r'<tr class="(\w+)"', part)[1] for part in parts}
+    assert {links[part] for part, kind in kinds.items() if kind not in ("fusion", "sequence")} == {2}
+    one = {kind: links[part] for part, kind in kinds.items() if kind in ("fusion", "sequence")}
+    assert one == {"fusion": 1, "sequence": 1}  # each on one of the two
 
 
 def test_samples_are_those_of_the_run_and_come_with_the_command(made, home):

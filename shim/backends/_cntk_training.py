@@ -11,6 +11,7 @@ from shim import contract, models
 from shim.backends import _cntk_graph as graph
 from shim.backends._cntk_graph import C
 from shim.backends._handwritten import Rows
+from shim.backends._handwritten_programs import by_name
 from shim.backends._state import pack, refill
 from shim.backends._updates import rows_in_use, tables_by_rows, update
 from shim.models import optimizers
@@ -122,6 +123,21 @@ class Trainer:
         self._drops, self._steps, self._evaluations, self._predictions = [], {}, {}, {}
 
     def step(self, x, labels):
+        value, moved, gradients = self._differentiate(x, labels)
+        self._update(gradients)
+        for name, moment in zip(itertools.chain(*self._model.moments), moved, strict=True):
+            weight = self._weights[name]
+            weight += (1 - models.MOMENTUM) * (moment.data.to_ndarray().reshape(weight.shape) - weight)
+        self._renew()
+        self._count += 1
+        return value
+
+    def gradients(self, x, labels):
+        value, _, gradients = self._differentiate(x, labels)
+        return value, by_name(gradients, gradients.values())
+
+    def _differentiate(self, x, labels):
+        """Return the main loss, the moments of the batch, and gradients by name, in memory that is used again."""
         key = x.shape, x.dtype, labels.shape
         if key not in self._steps:
             self._steps[key] = self._build_step(x, labels)
@@ -130,13 +146,7 @@ class Trainer:
         state, outputs = graph.run(function, batch.feed(self._dtype, x, labels), function.outputs, {total})
         value, moved = graph.clone(outputs[loss]), [graph.clone(outputs[moment]) for moment in moments]
         graph.pull_back(function, state, {total: self._one}, dict(slots))
-        self._update(self._gradients | (rows.gradients() if rows else {}))
-        for name, moment in zip(itertools.chain(*self._model.moments), moved, strict=True):
-            weight = self._weights[name]
-            weight += (1 - models.MOMENTUM) * (moment.data.to_ndarray().reshape(weight.shape) - weight)
-        self._renew()
-        self._count += 1
-        return value
+        return value, moved, self._gradients | (rows.gradients() if rows else {})
 
     def _update(self, gradients):
         for name, gradient in gradients.items():

@@ -7,7 +7,9 @@ from collections import defaultdict
 from shim.backends import _handwritten_programs
 from shim.backends._cuda_tables import touched
 from shim.backends._cuda_updates import Steps, update_all
+from shim.backends._handwritten_programs import by_name
 from shim.backends._tape import Tape
+from shim.protocol import Unsupported
 
 
 class Trainer(_handwritten_programs.Trainer):
@@ -25,13 +27,28 @@ class Trainer(_handwritten_programs.Trainer):
         self._on_kernels = all(value.dtype == "float32" for value in self._params.values())
         self._tapes = defaultdict(lambda: Tape(programs.workspace))
         self._evaluation_tapes = defaultdict(lambda: Tape(programs.workspace, recording=False))
-        functions = self._one_step, self._evaluate, self._predict
-        self._step, self.evaluate, self.predict = map(record, functions) if self._on_kernels else functions
+        self._found = {}
+        functions = self._one_step, self._one_gradient, self._evaluate, self._predict
+        recorded = map(record, functions) if self._on_kernels else functions
+        self._step, self._gradient, self.evaluate, self.predict = recorded
 
     def _one_step(self, x, labels):
         self._training = self._tapes[len(x)]
         loss = super()._step(x, labels)
         self._steps.advance(self._generator)
+        return loss
+
+    def gradients(self, x, labels):
+        if self.by_rows:
+            raise Unsupported("the optimizer clears the gradients of tables, so that none is made without it")
+        loss = self._gradient(x, labels)
+        return loss, by_name(self._trained, self._found[len(x)])
+
+    def _one_gradient(self, x, labels):
+        """Return the main loss; the gradients, which each replay writes anew, stay where they are."""
+        self._training = self._tapes[len(x)]
+        loss, self._found[len(x)] = self._differentiate(x, labels)
+        self._generator.begin()
         return loss
 
     def _evaluate(self, x, labels):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from shim import contract, models
-from shim.backends._handwritten import Workspace
+from shim.backends._handwritten import Rows, Workspace
 from shim.backends._state import pack, refill
 from shim.backends._tape import Tape, Variable
 from shim.backends._updates import rows_in_use, tables_by_rows
@@ -90,6 +90,12 @@ def _op(module, name):
     return op(call)
 
 
+def by_name(names, gradients):
+    """Return gradients by the names of their weights, those of :class:`Rows` as pieces."""
+    pieces = (g.pieces if isinstance(g, Rows) else g for g in gradients)
+    return dict(zip(names, pieces, strict=True))
+
+
 class Trainer:
     """A tape for the training steps, another one for evaluation, and weights that are updated in place.
 
@@ -135,15 +141,23 @@ class Trainer:
         return loss
 
     def _step(self, x, labels):
-        variables = self._training.start({name: self._params[name] for name in self._trained})
-        self._moments.clear()
-        _, losses = models.losses(self._model, self._training_ops, self._params | variables, x, labels)
-        gradients = self._training.gradients(losses, variables.values())
+        loss, gradients = self._differentiate(x, labels)
         self._update(gradients)
         for names, moments in zip(self._model.moments, self._moments, strict=True):
             for name, moment in zip(names, moments, strict=True):
                 self._params[name] += (1 - models.MOMENTUM) * (moment - self._params[name])
-        return losses[0][0].value
+        return loss
+
+    def _differentiate(self, x, labels):
+        """Return the main loss and the gradients of the trained weights, in their order."""
+        variables = self._training.start({name: self._params[name] for name in self._trained})
+        self._moments.clear()
+        _, losses = models.losses(self._model, self._training_ops, self._params | variables, x, labels)
+        return losses[0][0].value, self._training.gradients(losses, variables.values())
+
+    def gradients(self, x, labels):
+        loss, gradients = self._differentiate(x, labels)
+        return loss, by_name(self._trained, gradients)
 
     def _update(self, gradients):
         for name, g in zip(self._trained, gradients, strict=True):

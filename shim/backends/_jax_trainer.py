@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 
 import jax
@@ -12,7 +11,7 @@ import numpy as np
 from shim import models
 from shim.backends._state import pack, unpack
 from shim.models import optimizers
-from shim.protocol import bare_ops, training_ops
+from shim.protocol import bare_ops
 
 
 def drop(key, x, rate):
@@ -47,28 +46,6 @@ def _scatter(dense, pairs):
 
 def _identity(x, *, rate=0.0):
     return x
-
-
-def gradients_of(backend, model):
-    """Return ``run(params, x, labels) -> (loss, gradients)``; the number of the call is an argument, for dropout."""
-
-    def loss(trained, others, x, labels, count):
-        draws, key = itertools.count(), jax.random.fold_in(jax.random.key(0), count)
-
-        def dropout(x, *, rate=0.0):
-            return drop(jax.random.fold_in(key, next(draws)), x, rate)
-
-        ops = training_ops(functools.partial(bare_ops, backend), model, dropout=dropout)
-        return models.weighted(models.losses(model, ops, trained | others, x, labels)[1])
-
-    compiled, calls = jax.jit(jax.value_and_grad(loss)), itertools.count()
-
-    def run(params, x, labels):
-        trained = {name: params[name] for name in models.trained(model, params)}
-        others = {name: value for name, value in params.items() if name not in trained}
-        return compiled(trained, others, x, labels, next(calls))
-
-    return run
 
 
 class Trainer:
@@ -122,10 +99,10 @@ class Trainer:
             trained, slots = ({name: pair[k] for name, pair in updated.items()} for k in (0, 1))
             return trained, others, slots, count + 1, scratch
 
-        def step(state, x, labels):
-            trained, others, slots, count, scratch = state
-            constant = others | {name: trained.pop(name) for name in tables}
-            added = {}
+        def differentiate(trained, others, x, labels, count):
+            """Return the main loss, the weights that are not trained, moved on, and gradients, of tables as pieces."""
+            constant = others | {name: trained[name] for name in tables}
+            trained, added = {name: trained[name] for name in trained if name not in tables}, {}
             if tables:
                 _, (_, _, looked_up) = jax.eval_shape(losses, trained, added, constant, x, labels, count)
                 added = {
@@ -134,22 +111,32 @@ class Trainer:
                 }
             both = jax.value_and_grad(losses, (0, 1), has_aux=True)
             (_, (loss, moved, looked_up)), (grads, rows) = both(trained, added, constant, x, labels, count)
-            for name in tables:
-                pairs = list(zip(looked_up[name], rows[name], strict=True))
+            pieces = {name: list(zip(looked_up[name], rows[name], strict=True)) for name in tables}
+            return loss, moved, grads | pieces
+
+        def gradients(state, x, labels):
+            trained, others, _, count, _ = state
+            loss, _, grads = differentiate(trained, others, x, labels, count)
+            return loss, grads
+
+        def step(state, x, labels):
+            trained, others, slots, count, scratch = state
+            loss, moved, grads = differentiate(trained, others, x, labels, count)
+            pieces = {name: grads.pop(name) for name in tables}
+            for name, pairs in pieces.items():
                 if with_rows:
-                    lr = jnp.asarray(optimizers.rate(optimizer, count), constant[name].dtype)
+                    lr = jnp.asarray(optimizers.rate(optimizer, count), trained[name].dtype)
                     for ids, gradient in pairs:
-                        constant[name], scratch[name] = _descend(constant[name], ids, gradient, lr, scratch[name])
+                        trained[name], scratch[name] = _descend(trained[name], ids, gradient, lr, scratch[name])
                 else:
                     grads[name] = _scatter(scratch[name], pairs)
-            trained = {n: constant[n] if n in tables else trained[n] for n in self._trained}
             updated = {n: optimizers.update(optimizer, jnp, trained[n], g, slots[n], count) for n, g in grads.items()}
             trained |= {name: pair[0] for name, pair in updated.items()}
             slots |= {name: pair[1] for name, pair in updated.items()}
             for name in tables if not with_rows else ():
                 scratch[name] = grads[name]
                 # Zeros made of the new weights: then XLA clears after the optimizer has read, and makes no copy.
-                for ids in looked_up[name]:
+                for ids, _ in pieces[name]:
                     zeros = jnp.minimum(jnp.square(trained[name][ids]), 0)
                     scratch[name] = scratch[name].at[ids].set(zeros, mode="promise_in_bounds")
             return (trained, moved, slots, count + 1, scratch), loss
@@ -169,6 +156,7 @@ class Trainer:
         }
         self._place(params, slots, 0)
         self._step, self._update = jax.jit(step, donate_argnums=0), jax.jit(update, donate_argnums=0)
+        self._gradients = jax.jit(gradients)
         self._evaluation, self._prediction = jax.jit(evaluation), jax.jit(prediction)
 
     def _place(self, params, slots, count):
@@ -180,6 +168,9 @@ class Trainer:
     def step(self, x, labels):
         self._state, loss = self._step(self._state, x, labels)
         return loss
+
+    def gradients(self, x, labels):
+        return self._gradients(self._state, x, labels)
 
     def updater(self, gradients):
         grads = jax.tree.map(self._backend.to_device, dict(gradients))

@@ -209,6 +209,9 @@ class Trainer:
         (logits,) = self._prediction([self._input(x), 0])
         return logits[:, 0] if logits.shape[1] == 1 else logits
 
+    def gradients(self, x, labels):
+        raise Unsupported("Keras' training function has the optimizer in it and is not timed without")
+
     def updater(self, gradients):
         raise Unsupported("Keras' optimizers run inside its training function and are not timed alone")
 

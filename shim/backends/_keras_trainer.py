@@ -171,6 +171,9 @@ class Trainer:
         keras.config.set_floatx(self._dtype)
         return self._prediction(*self._state[:2], x)
 
+    def gradients(self, x, labels):
+        raise Unsupported("Keras' compiled step has the optimizer in it and is not timed without")
+
     def updater(self, gradients):
         raise Unsupported("Keras' optimizers run inside its compiled step and are not timed alone")
 

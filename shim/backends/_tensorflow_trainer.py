@@ -11,6 +11,7 @@ from shim import models
 from shim.backends import _tensorflow_optimizers
 from shim.backends._state import pack, unpack
 from shim.models import optimizers
+from shim.protocol import Unsupported
 
 
 def _identity(x, *, rate=0.0):
@@ -33,6 +34,7 @@ class Trainer:
         self._slots = {name: _tensorflow_optimizers.slots(optimizer, params[name]) for name in self._trained}
         self._count = tf.Variable(0, dtype=tf.int64)
         self.step = backend.built(self._step_on_rows if self._tables else self._step, "graph" if self._tables else mode)
+        self.gradients = self._gradients_on_rows if self._tables else backend.built(self._gradients, mode)
         self.evaluate = backend.built(self._evaluate, mode)
         self.predict = backend.built(self._predict, mode)
         self._between = tf.function(self._step_with, autograph=False, jit_compile=mode == "xla")
@@ -43,6 +45,22 @@ class Trainer:
 
     def _step_with(self, x, labels, rows):
         """Take a step on all weights; if ``rows`` of the tables are given, not on these, and return their gradients."""
+        loss, gradients, of_rows, moved = self._differentiate(x, labels, rows)
+        for name, gradient in gradients.items():
+            _tensorflow_optimizers.update(self._optimizer, self._params[name], self._slots[name], gradient, self._count)
+        for name, moment in moved:
+            self._params[name].assign_add((1 - models.MOMENTUM) * (moment - self._params[name]))
+        self._count.assign_add(1)
+        return (loss, of_rows) if rows else loss
+
+    def _gradients(self, x, labels):
+        return self._differentiate(x, labels, [])[:2]
+
+    def _gradients_on_rows(self, x, labels):
+        raise Unsupported("a step on the rows in use is several graphs, which are not timed without the optimizer")
+
+    def _differentiate(self, x, labels, rows):
+        """Return the main loss, gradients by name and those of ``rows``, and pairs (name, moment) of the batch."""
         places, names, moved = itertools.count(), iter(self._model.moments), []
 
         def drop(x, *, rate=0.0):
@@ -64,12 +82,7 @@ class Trainer:
             _, losses = models.losses(self._model, ops, self._params, x, labels)
             loss = models.weighted(losses)
         gradients = self._backend.gradients(tape, loss, sources)
-        for name, gradient in zip(dense, gradients, strict=False):
-            _tensorflow_optimizers.update(self._optimizer, self._params[name], self._slots[name], gradient, self._count)
-        for name, moment in moved:
-            self._params[name].assign_add((1 - models.MOMENTUM) * (moment - self._params[name]))
-        self._count.assign_add(1)
-        return (losses[0][0], gradients[len(dense) :]) if rows else losses[0][0]
+        return losses[0][0], dict(zip(dense, gradients, strict=False)), gradients[len(dense) :], moved
 
     def _step_on_rows(self, x, labels):
         found = []

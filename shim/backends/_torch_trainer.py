@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -12,7 +10,7 @@ from shim import models
 from shim.backends import _torch_lstm
 from shim.backends._state import pack, unpack
 from shim.models import optimizers
-from shim.protocol import bare_ops, training_ops
+from shim.protocol import bare_ops
 
 
 class _RMSprop:
@@ -65,24 +63,6 @@ def _embedding_average(ids, table, *, padding_id=None):
 
 def _identity(x, *, rate=0.0):
     return x
-
-
-def gradients_of(backend, model, outside, compiled):
-    """Return ``run(params, x, labels) -> (loss, gradients)`` of a compiled loss; ``outside`` as in :class:`Trainer`."""
-    ops = training_ops(functools.partial(bare_ops, backend), model, **outside)
-
-    @compiled
-    def loss(params, x, labels):
-        return models.weighted(models.losses(model, ops, params, x, labels)[1])
-
-    def run(params, x, labels):
-        trained = models.trained(model, params)
-        params = {name: value.detach().requires_grad_(name in trained) for name, value in params.items()}
-        total = loss(params, x, labels)
-        gradients = torch.autograd.grad(total, [params[name] for name in trained], materialize_grads=True)
-        return total.detach(), dict(zip(trained, gradients, strict=True))
-
-    return run
 
 
 class Trainer:
@@ -152,13 +132,22 @@ class Trainer:
             self._params[variance].lerp_(new_variance, 1 - models.MOMENTUM)
         return loss.detach()
 
+    def gradients(self, x, labels):
+        total, loss, _ = self._loss(self._params, x, labels)
+        total.backward()
+        self._lay_out()
+        found = {name: param.grad for name, param in self._trained.items()}
+        for name, param in self._trained.items():
+            if found[name].is_sparse:
+                found[name] = [(found[name]._indices()[0], found[name]._values())]
+            param.grad = None
+        return loss.detach(), found
+
     def _update(self):
         lr = self._constants()
-        for table in self._tables:
-            if self._with_rows:
-                self._descend(table, lr)
-            else:
-                table.grad = self._laid_out(table)
+        for table in self._tables if self._with_rows else ():
+            self._descend(table, lr)
+        self._lay_out()
         self._kernel.step()
         self._steps += 1
 
@@ -190,14 +179,15 @@ class Trainer:
         value = self._backend.to_device(value)
         return torch.empty_like(param, requires_grad=False).copy_(value) if value.shape == param.shape else value
 
-    def _laid_out(self, table):
-        """Return a sparse gradient as a dense one, always in the same memory: only what the step before had written is
-        cleared. New zeros at each step would take several times as long as the optimizer."""
-        ids, rows = table.grad._indices()[0], table.grad._values()
-        dense, written = self._dense.get(table) or (torch.zeros_like(table, requires_grad=False), ids)
-        dense.index_fill_(0, written, 0)
-        self._dense[table] = dense, ids
-        return dense.scatter_add_(0, ids[:, None].expand_as(rows), rows)
+    def _lay_out(self):
+        """Make the sparse gradients that the kernel takes dense, always in the same memory: only what the step before
+        had written is cleared. New zeros at each step would take several times as long as the optimizer."""
+        for table in () if self._with_rows else self._tables:
+            ids, rows = table.grad._indices()[0], table.grad._values()
+            dense, written = self._dense.get(table) or (torch.zeros_like(table, requires_grad=False), ids)
+            dense.index_fill_(0, written, 0)
+            self._dense[table] = dense, ids
+            table.grad = dense.scatter_add_(0, ids[:, None].expand_as(rows), rows)
 
     @torch.no_grad()
     def _descend(self, table, lr):

@@ -28,6 +28,7 @@ from shim.protocol import check_choice, program
 
 DEVICES = ("cuda",)
 MODES = ("graph", "eager")  # in both, ops alone are launched one by one
+FUSES = ("graph",)  # what shim.protocol.fuses reads
 PRECISIONS = ("float32", "tf32")
 
 #: As much as this many caches of a CPU in one pass: up to 256 MB of patches of images.

@@ -244,12 +244,6 @@ def trainer(model, params, optimizer, mode, seed=0):
     return _jax_trainer.Trainer(_module, model, params, optimizer, seed)
 
 
-def gradients_of(model, mode):
-    """``jax.value_and_grad`` of the loss, jitted as a whole."""
-    check_choice("mode", mode, FUSES)
-    return _jax_trainer.gradients_of(_module, model)
-
-
 #: marks in XLA's compiled text -> the library that a product or convolution is left to
 _LIBRARIES = {"__ynn": "YNNPACK", "__onednn": "oneDNN", "__cudnn": "cuDNN", "__cublas": "cuBLAS"}
 #: how the target of a custom call begins -> what it is

@@ -23,7 +23,6 @@ from shim.protocol import Unsupported, check_choice, op, program
 
 DEVICES = ("cpu",)
 MODES = ("auto",)
-UNFUSED = "what Keras compiles as a whole has the optimizer in it"
 
 _host = importlib.import_module("shim.backends." + {"openvino": "numpy"}.get(engine, engine))
 _module = sys.modules[__name__]

@@ -20,9 +20,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors only; TensorFlow re
 import numpy as np
 import tensorflow as tf
 
-from shim import models
 from shim.backends import _tensorflow_lstm, _tensorflow_trainer
-from shim.protocol import bare_ops, check_choice, op, program, training_ops
+from shim.protocol import bare_ops, check_choice, op, program
 
 DEVICES = ("cpu", "cuda")
 MODES = ("graph", "xla")
@@ -235,23 +234,6 @@ def gradients(tape, y, sources, dy=None):
 def trainer(model, params, optimizer, mode, seed=0):
     check_choice("mode", mode, MODES)
     return _tensorflow_trainer.Trainer(_module, model, params, optimizer, mode, seed)
-
-
-def gradients_of(model, mode):
-    """The loss and the tape's gradients in one graph."""
-    check_choice("mode", mode, FUSES)
-    replaced = training_ops(functools.partial(ops, mode), model)
-
-    def value_and_gradients(params, x, labels):
-        trained = {name: params[name] for name in models.trained(model, params)}
-        with tf.GradientTape() as tape:
-            tape.watch(trained)
-            loss = models.weighted(models.losses(model, replaced, params, x, labels)[1])
-        found = gradients(tape, loss, list(trained.values()))
-        return loss, dict(zip(trained, found, strict=True))
-
-    concrete = _concrete(value_and_gradients, mode)
-    return lambda params, x, labels: concrete([x, labels], params, x, labels)(params, x, labels)
 
 
 def implementation(case, mode=MODES[0]):

@@ -238,18 +238,9 @@ def trainer(model, params, optimizer, mode, seed=0):
     check_choice("mode", mode, MODES)
     outside, compiled = {}, None
     if mode == "compile":
-        outside, compiled = _left_out(), functools.partial(_compile, fullgraph=False)
+        outside = {name: torch.compiler.disable(getattr(_module, name).bare) for name in _UNCOMPILED}
+        compiled = functools.partial(_compile, fullgraph=False)
     return _torch_trainer.Trainer(_module, model, params, optimizer, seed, outside, compiled)
-
-
-def _left_out():
-    return {name: torch.compiler.disable(getattr(_module, name).bare) for name in _UNCOMPILED}
-
-
-def gradients_of(model, mode):
-    """The compiled loss and its gradient from ``torch.autograd.grad``."""
-    check_choice("mode", mode, FUSES)
-    return _torch_trainer.gradients_of(_module, model, _left_out(), functools.partial(_compile, fullgraph=False))
 
 
 def implementation(case, mode=MODES[0]):

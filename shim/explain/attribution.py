@@ -2,11 +2,11 @@
 
 The ops that a training step calls are recorded from the model and timed one by one, in the same interleaved run as the
 step and the optimizer alone. Each of these times contains the cost of being called at all, so that of an empty call is
-taken off every part and counted once. Of a contestant that compiles a model as a whole, all ops of a batch are also
-timed as one program: what that takes beyond the ops compiled apart, mostly less, is *fusion*. Where a step
-differentiates a table by the rows that a batch looks up, the backward pass is that of a table of as many rows. What the
-parts do not add up to is the *residual*: caches that are warm in a step and cold alone or the other way round, and
-whatever a framework does between the parts.
+taken off every part and counted once. All ops of a batch are also timed together, as the step without its optimizer.
+What that takes beyond the ops alone is *fusion*, mostly below zero, of a contestant that compiles a model as a whole.
+Of one that calls op after op it is the *sequence*: an op alone finds in the caches what it had there the call before.
+Where a step differentiates a table by the rows that a batch looks up, the backward pass is that of a table of as many
+rows. What the parts do not add up to is the *residual*.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from shim.explain.effects import Effect
 from shim.measure.ceilings import EMPTY
 
 ROUNDS = 8
-FUSION = "fusion across ops"
+#: what all ops together take beyond the ops alone: the kind of that term by whether they are compiled as one program
+TOGETHER = {True: "fusion", False: "sequence"}
+_NAMES = {"fusion": "fusion across ops", "sequence": "sequence of ops"}
 _Part = tuple[str, str, int, Effect, str]  # name, kind, count, time, case
 
 
@@ -31,9 +33,9 @@ _Part = tuple[str, str, int, Effect, str]  # name, kind, count, time, case
 class Term:
     """A part of a training step: what it takes on each backend, in seconds, and the second less the first.
 
-    ``kind`` is ``forward``, ``backward``, ``fusion``, ``optimizer``, ``call`` or ``residual``; ``count`` how often a
-    step has it; ``case`` is the id of the one that its times come from; those of the forward pass are taken off
-    ``backward``, and those of all ops off ``fusion``, which is 0 for a contestant without it.
+    ``kind`` is ``forward``, ``backward``, ``fusion``, ``sequence``, ``optimizer``, ``call`` or ``residual``; ``count``
+    how often a step has it; ``case`` is the id of the one that its times come from; those of the forward pass are taken
+    off ``backward``, and those of all ops off ``fusion`` and ``sequence``, which are 0 for a contestant without it.
     """
 
     name: str
@@ -51,8 +53,8 @@ class Explanation:
 
     ``ratio`` is the time of the second divided by that of the first, with its verdict on the second.
     ``missing`` names parts that could not be timed on both, which are then in the residual, with the reason.
-    ``unfused`` maps contestants without fusion to the reason; ``by_rows`` are those whose step differentiates tables by
-    the rows that a batch looks up.
+    ``together`` maps contestants to the kind of the term for all ops together, ``apart`` those without one to the
+    reason; ``by_rows`` are those whose step differentiates tables by the rows that a batch looks up.
     """
 
     model: str
@@ -63,7 +65,8 @@ class Explanation:
     gap: statistics.Estimate
     terms: tuple[Term, ...]
     missing: tuple[str, ...]
-    unfused: Mapping[str, str]
+    together: Mapping[str, str]
+    apart: Mapping[str, str]
     by_rows: tuple[str, ...]
     rounds: int
 
@@ -82,11 +85,6 @@ class Explanation:
         if self.ratio.verdict in ("faster", "slower") and self.gap.low <= 0 <= self.gap.high:
             return "unknown"
         return self.ratio.verdict
-
-    @property
-    def fusion(self) -> Term | None:
-        """What compiling across ops changes, None where neither of the two does."""
-        return next((term for term in self.terms if term.kind == "fusion"), None)
 
     def share(self, term: Term) -> float:
         """Return a term's part of the gap; NaN if there is no gap to speak of."""
@@ -147,11 +145,11 @@ def explain(run: Any, first: str, second: str) -> Explanation:
     size = dict(step.dims)["N"]
     recorded = models.record(model, "forward_backward", size, step.dtype)
     whole, missing = [], []
-    by_rows = tuple(name for name in (first, second) if _by_rows(run, step, name))
+    by_rows = tuple(name for name in (first, second) if _built(run, step, name, "by_rows"))
     parts_of_step = _wanted(model, recorded, size, step.dtype, (False, True) if by_rows else (False,))
-    (fused,) = (case for case in parts_of_step if case.direction == cases.GRADIENTS)
+    (ops,) = (case for case in parts_of_step if case.direction == cases.GRADIENTS)
     for case in parts_of_step:
-        if case == fused:
+        if case == ops:
             continue
         lacking = [name for name in (first, second) if (case.id, name) not in samples]
         if lacking and case == step:
@@ -160,23 +158,26 @@ def explain(run: Any, first: str, second: str) -> Explanation:
             missing.append(f"{case} on {' and '.join(lacking)}: {_reason(run, case)}")
         else:
             whole.append(case)
-    unfused = dict.fromkeys(by_rows, "that one program differentiates tables as a whole, its step by rows")
-    unfused |= {name: _reason(run, fused, name) for name in (first, second) if (fused.id, name) not in samples}
-    if any(case not in whole and not case.is_model for case in parts_of_step):  # fusion would hold what they take
-        unfused = {name: unfused.get(name, "not all of its ops were timed on both") for name in (first, second)}
+    fused = {name: _built(run, ops, name, "fused") for name in (first, second)}
+    apart = {name: "this run is from before that was recorded" for name, known in fused.items() if known is None}
+    apart |= {name: _reason(run, ops, name) for name in (first, second) if (ops.id, name) not in samples}
+    if any(case not in whole and not case.is_model for case in parts_of_step):  # the term would hold what they take
+        apart = {name: apart.get(name, "not all of its ops were timed on both") for name in (first, second)}
+    together = {name: TOGETHER[bool(known)] for name, known in fused.items() if name not in apart}
     keys = [(case.id, name) for case in whole for name in (first, second)]
-    keys += [(fused.id, name) for name in (first, second) if name not in unfused]
+    keys += [(ops.id, name) for name in together]
     rounds = effects.common_rounds(samples[key] for key in keys)
     if not rounds:
         raise ValueError(f"{run.path} has no round in which everything was timed on {first} and {second}")
     times = {key: effects.median(samples[key], rounds) for key in keys}
     parts = []
     for name in (first, second):
-        own = {case: times[case.id, name] for case in [*whole, fused] if (case.id, name) in times}
-        parts.append(list(_parts(model, recorded, own, name in by_rows)))
-    if len(unfused) < 2:
-        together = [times.get((fused.id, name)) for name in (first, second)]
-        parts = [_with_fusion(found, fused, effect) for found, effect in zip(parts, together, strict=True)]
+        own = {case: times[case.id, name] for case in whole}
+        found = list(_parts(model, recorded, own, name in by_rows))
+        for kind in sorted(set(together.values())):
+            effect = times[ops.id, name] if together.get(name) == kind else None
+            found = _with_all_ops(found, kind, ops, effect)
+        parts.append(found)
     steps = [times[step.id, name] for name in (first, second)]
     return Explanation(
         model=model.label,
@@ -187,7 +188,8 @@ def explain(run: Any, first: str, second: str) -> Explanation:
         gap=(steps[1] - steps[0]).estimate(),
         terms=tuple(_terms(parts, steps, step)),
         missing=tuple(missing),
-        unfused=unfused,
+        together=together,
+        apart=apart,
         by_rows=by_rows,
         rounds=len(rounds),
     )
@@ -210,11 +212,11 @@ def _reason(run: Any, case: cases.Case, name: str | None = None) -> str:
     return str(reasons[0]) if reasons else "it was not measured"
 
 
-def _by_rows(run: Any, step: cases.Case, name: str) -> bool:
-    """Return whether a contestant's step differentiates tables by rows; runs from before this was recorded say no."""
+def _built(run: Any, case: cases.Case, name: str, what: str) -> bool | None:
+    """Return what is recorded of a case as a contestant built it, None in runs from before it was recorded."""
     named = statistics.labels(run)
-    builds = [b for b in run.builds if b["case"] == step.id and named[b["target"], b["mode"]] == name]
-    return any(build.get("by_rows", False) for build in builds)
+    builds = [b for b in run.builds if b["case"] == case.id and named[b["target"], b["mode"]] == name]
+    return next((build[what] for build in builds if what in build), None)
 
 
 def _parts(
@@ -242,17 +244,12 @@ def _parts(
     yield "the call itself", "call", 1, call_with_gradients, empty["forward_backward"].id
 
 
-def _with_fusion(parts: Sequence[_Part], fused: cases.Case, together: Effect | None) -> list[_Part]:
-    """Return the parts with what compiling all ops as one program changes; nothing where there is no such program."""
+def _with_all_ops(parts: Sequence[_Part], kind: str, case: cases.Case, together: Effect | None) -> list[_Part]:
+    """Return the parts with a term for what all ops take together beyond the ops alone, or for nothing."""
     *ops, call = [part for part in parts if part[1] != "optimizer"]
-    apart = effects.total(part[3] for part in (*ops, call))
-    fusion = apart * 0 if together is None else together - apart
-    return [
-        *ops,
-        (FUSION, "fusion", 1, fusion, fused.id),
-        *(p for p in parts if p[1] == "optimizer"),
-        call,
-    ]
+    alone = effects.total(part[3] for part in (*ops, call))
+    beyond = alone * 0 if together is None else together - alone
+    return [*ops, (_NAMES[kind], kind, 1, beyond, case.id), *(p for p in parts if p[1] == "optimizer"), call]
 
 
 def _names(ops: Sequence[cases.Case]) -> dict[cases.Case, str]:

@@ -97,26 +97,14 @@ def _trainer(backend: ModuleType, case: Case, mode: str, seed: int) -> tuple[Any
     x, labels = (backend.to_device(value) for value in model.batch(seed, case.dtype, dict(case.dims)["N"]))
     backend.synchronize((x, labels))
     start = perf_counter()
-    if case.direction == cases.GRADIENTS:
-        arrays = {name: backend.to_device(value) for name, value in params.items()}
-        run = build_gradients(backend, model, mode)
-        call = functools.partial(run, arrays, x, labels)
-        return run, lambda: call, perf_counter() - start
     trainer = backend.trainer(model, params, model.optimizer, mode, seed)
     if case.direction == cases.OPTIMIZER_STEP:
         call = trainer.updater(models.gradients(model, params, seed))
+    elif case.direction == cases.PREDICT:
+        call = functools.partial(trainer.predict, x)
     else:
-        call = functools.partial(trainer.step, x, labels) if case.trains else functools.partial(trainer.predict, x)
+        call = functools.partial(trainer.step if case.trains else trainer.gradients, x, labels)
     return trainer, lambda: call, perf_counter() - start
-
-
-def build_gradients(backend: ModuleType, model: Any, mode: str) -> Any:
-    """Build a model's loss and gradients as one program; raise ``Unsupported`` where ops are not compiled together."""
-    from shim import protocol
-
-    if not protocol.fuses(backend, mode):
-        raise protocol.Unsupported(getattr(backend, "UNFUSED", "it does not compile across ops"))
-    return backend.gradients_of(model, mode)
 
 
 def block(call: Call, synchronize: Synchronize, loops: int) -> tuple[float, float, float]:

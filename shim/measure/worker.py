@@ -113,13 +113,12 @@ class Session:
 
         from shim import cases, parity
         from shim.measure import clock
-        from shim.protocol import Unsupported
+        from shim.protocol import Unsupported, fuses
 
         parsed = cases.parse(case)
         try:
             prepared = clock.prepare(self.backend, parsed, mode)
-            together = parsed.direction == cases.GRADIENTS
-            implementation = "one compiled program" if together else self.backend.implementation(parsed, mode)
+            implementation = self.backend.implementation(parsed, mode)
         except Unsupported as error:
             raise Failed("unsupported", error) from error
         except Exception as error:
@@ -133,13 +132,15 @@ class Session:
         except Exception as error:
             raise Failed("parity", error) from error
         self.checked[case, mode] = prepared
-        rows = {"by_rows": prepared.run.by_rows} if parsed.trains else {}
+        more = {"by_rows": prepared.run.by_rows} if parsed.trains else {}
+        if parsed.direction == cases.GRADIENTS:
+            more = {"fused": fuses(self.backend, mode)}
         return {
             "build_seconds": prepared.build_seconds,
             "first_call_seconds": prepared.first_call_seconds,
             "implementation": implementation,
             "parity": passed,
-            **rows,
+            **more,
         }
 
     def calibrate(self, case: str, mode: str, block_seconds: float, placement: str | None = None) -> dict[str, Any]:

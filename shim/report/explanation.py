@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from shim.explain.attribution import FUSION, Explanation, Term
+from shim.explain.attribution import TOGETHER, Explanation, Term
 from shim.measure.runfile import plain
 from shim.report import colours, page, words
 from shim.report.table import empty_table
@@ -36,7 +36,7 @@ def sentences(e: Explanation) -> Iterator[str]:
             f"{max(times, key=_by(times, e))} a training step."
         )
         yield from _shares(e, fast)
-    yield from fusion(e)
+    yield from together(e)
     if len(e.by_rows) == 1:
         other = second if e.by_rows[0] == e.first else first
         yield (
@@ -45,24 +45,29 @@ def sentences(e: Explanation) -> Iterator[str]:
         )
     rest = e.residual
     yield (
-        f"The parts timed alone leave {words.duration(abs(rest.gap.value))} of the gap unexplained, "
+        f"The parts leave {words.duration(abs(rest.gap.value))} of the gap unexplained, "
         f"{100 * e.residual_share:.0f} % of the slower step."
     )
 
 
-def fusion(e: Explanation) -> Iterator[str]:
-    """Say what compiling all ops as one program changes on each of the two, or why that is not told."""
-    unfused = {words.line(name, 60): words.line(reason, 200) for name, reason in e.unfused.items()}
-    for name, part in zip((e.first, e.second), (e.fusion.first, e.fusion.second) if e.fusion else (), strict=False):
-        if name not in e.unfused:
-            low, high = (_signed(end) for end in (part.low, part.high))
-            clear = "" if part.low > 0 or part.high < 0 else ", which the samples do not tell from nothing"
-            yield (
-                f"Fusion on {words.line(name, 60)}, its ops compiled as one program instead of apart: "
-                f"{_signed(part.value)} {words.interval(low, high)}{clear}."
-            )
-    if unfused:
-        yield f"No fusion is told of {'; '.join(f'{name}: {reason}' for name, reason in unfused.items())}."
+_TOGETHER = {
+    "fusion": "Fusion on {}, its ops compiled as one program instead of apart",
+    "sequence": "Sequence on {}, its ops called one after another instead of each alone",
+}
+
+
+def together(e: Explanation) -> Iterator[str]:
+    """Say what all ops take together beyond what they take alone on each of the two, or why that is not told."""
+    for name, kind in e.together.items():
+        term = next(term for term in e.terms if term.kind == kind)
+        part = term.first if name == e.first else term.second
+        low, high = (_signed(end) for end in (part.low, part.high))
+        clear = "" if part.low > 0 or part.high < 0 else ", which the samples do not tell from nothing"
+        about = _TOGETHER[kind].format(words.line(name, 60))
+        yield f"{about}: {_signed(part.value)} {words.interval(low, high)}{clear}."
+    if e.apart:
+        reasons = (f"{words.line(name, 60)}: {words.line(reason, 200)}" for name, reason in e.apart.items())
+        yield f"All ops together were not timed on {'; '.join(reasons)}."
 
 
 def _signed(seconds: float) -> str:
@@ -84,7 +89,8 @@ def _shares(e: Explanation, fast: str) -> Iterator[str]:
     if told:
         first, *rest = [f"{_percent(shares[phrase])} {{}}{phrase}" for phrase in told]
         yield f"{words.listing([first.format('of the gap is '), *(text.format('') for text in rest)])}."
-    against = [phrase for phrase in reversed(order) if shares[phrase] <= -WORTH_TELLING and phrase != FUSION]
+    told_above = [_phrase(terms) for (kind, _), terms in groups.items() if kind in TOGETHER.values()]
+    against = [phrase for phrase in reversed(order) if shares[phrase] <= -WORTH_TELLING and phrase not in told_above]
     against = against[:MOST_TOLD]
     if against:
         parts = [f"{phrase} ({_percent(-shares[phrase])})" for phrase in against]
@@ -118,8 +124,8 @@ def _rows(e: Explanation, unit: words.Unit) -> Iterator[tuple[str, Term, list[st
         share = _percent(1.0 if term is whole and not math.isnan(e.share(whole)) else e.share(term))
         gap = _write(unit, term.gap.value)
         sign = "+" if term.gap.value > 0 and gap.strip("0.") else ""
-        each = zip((e.first, e.second), (term.first, term.second), strict=True)
-        lacks = e.unfused if term.kind == "fusion" else {}
+        each = ((e.first, term.first), (e.second, term.second))
+        lacks = [name for name, _ in each if term.kind in TOGETHER.values() and e.together.get(name) != term.kind]
         cells = [words.DASH if name in lacks else _write(unit, part.value) for name, part in each] + [sign + gap]
         yield term.kind, term, [_label(term), *cells, words.interval(low, high), share]
 
@@ -161,7 +167,7 @@ def as_json(e: Explanation) -> dict[str, Any]:
 
     result: dict[str, Any] = plain(
         {
-            "schema": 1,
+            "schema": 2,
             "model": e.model,
             "first": e.first,
             "second": e.second,
@@ -176,7 +182,8 @@ def as_json(e: Explanation) -> dict[str, Any]:
                 for t in e.terms
             ],
             "missing": e.missing,
-            "unfused": dict(e.unfused),
+            "together": dict(e.together),
+            "apart": dict(e.apart),
             "by_rows": e.by_rows,
             "rounds": e.rounds,
         }

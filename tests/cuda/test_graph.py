@@ -88,6 +88,24 @@ def test_what_is_replayed_is_the_whole_step(backend, name):
         np.testing.assert_array_equal(params[key], value, err_msg=key)
 
 
+@pytest.mark.parametrize("name", ["mnist_mlp", "lstm_text_generation"])
+def test_the_gradients_of_each_batch_are_replayed(backend, name):
+    model = models.load(name, dropout=False)
+    plain, recorded = (backend(model, recorded) for recorded in (False, True))
+    for batch in batches(model):
+        wanted, found = (
+            (loss.copy(), {name: g.copy() for name, g in gradients.items()})
+            for loss, gradients in (trainer.gradients(*batch) for trainer in (plain, recorded))
+        )
+        assert found[0] == wanted[0]
+        assert list(found[1]) == list(wanted[1]) == models.trained(model, plain.params())
+        for name, gradient in wanted[1].items():
+            assert gradient.any(), name
+            np.testing.assert_array_equal(found[1][name], gradient, err_msg=name)
+        losses = [float(trainer.step(*batch)) for trainer in (plain, recorded)]  # the weights move on
+        assert losses == [wanted[0]] * 2
+
+
 def test_a_step_has_a_number_of_its_own(backend):
     """It marks the rows that a step touches; the optimizer reads the gradient of no others."""
     trainer = backend(models.load("imdb_fasttext-ngrams=1"), recorded=True)
