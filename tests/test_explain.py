@@ -305,6 +305,24 @@ def test_what_rounds_have_in_common_cancels_in_a_difference():
     assert gap.high - gap.low < 0.02 < one.estimate().high - one.estimate().low
 
 
+def test_what_slows_a_sweep_cancels_in_the_parts_of_a_step(read):
+    """Sweeps in which everything takes up to twice as long, other ones on each backend."""
+    lines, rng = records(rounds=5), np.random.default_rng(0)
+    slower = {}
+    for line in lines:
+        if line["record"] == "block":
+            factor = slower.setdefault((line["target"], line["round"], line["sweep"]), 1 + rng.random())
+            line["seconds"] = [factor * seconds for seconds in line["seconds"]]
+    found = attribution.explain(read(lines), "torch", "tensorflow")
+    for term in found.terms:
+        for (target, _), step, part in zip(TARGETS, found.step, (term.first, term.second), strict=True):
+            if term.kind in ("residual", "optimizer"):
+                seconds = RESIDUAL if term.kind == "residual" else OPTIMIZER
+                wanted = seconds[target] / seconds_of(CASES[0], target)
+                assert part.value / step.value == pytest.approx(wanted, rel=1e-3), (target, term.name)
+    assert sum(t.gap.value for t in found.terms) == pytest.approx(found.gap.value, rel=1e-9)
+
+
 @pytest.mark.parametrize("rounds", [3, 10])
 def test_intervals_of_sums_cover_the_truth(rounds):
     rng = np.random.default_rng(1)

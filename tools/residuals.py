@@ -3,7 +3,7 @@
 For each model one interleaved run of the parts of its step on all backends, kept in ``FOLDER`` and not made again, and
 a profile of the step on each. Printed are two tables for ``docs/explaining.md``: three views of a step, the sum of its
 parts, the time that its kernels cover in the profile, and the step itself; and for each pair what the parts leave
-open, as a share of the slower step.
+open, as a share of the slower step, with its interval.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from shim.measure import bench, runfile
 
 TARGETS = ("torch", "tensorflow", "jax", "cntk")
 PAIRS = (("torch", "tensorflow"), ("torch", "jax"), ("tensorflow", "cntk"))
-ROUNDS, SWEEPS = 3, 3
+ROUNDS, SWEEPS = 4, 3
 
 
 def measure(folder: Path, name: str) -> runfile.Run:

@@ -7,6 +7,9 @@ What that takes beyond the ops alone is *fusion*, mostly below zero, of a contes
 Of one that calls op after op it is the *sequence*: an op alone finds in the caches what it had there the call before.
 Where a step differentiates a table by the rows that a batch looks up, the backward pass is that of a table of as many
 rows. What the parts do not add up to is the *residual*.
+
+Each part is the median of its shares of the step in the same sweep, times the step: what slows the machine for a while
+slows both, and cancels.
 """
 
 from __future__ import annotations
@@ -166,10 +169,15 @@ def explain(run: Any, first: str, second: str) -> Explanation:
     together = {name: TOGETHER[bool(known)] for name, known in fused.items() if name not in apart}
     keys = [(case.id, name) for case in whole for name in (first, second)]
     keys += [(ops.id, name) for name in together]
-    rounds = effects.common_rounds(samples[key] for key in keys)
+    shares = {
+        (case, name): statistics.paired_ratios(samples[case, name], samples[step.id, name]).tolist()
+        for case, name in keys
+    }
+    rounds = effects.common_rounds(shares.values())
     if not rounds:
         raise ValueError(f"{run.path} has no round in which everything was timed on {first} and {second}")
-    times = {key: effects.median(samples[key], rounds) for key in keys}
+    steps = {name: effects.median(samples[step.id, name], rounds) for name in (first, second)}
+    times = {key: effects.median(share, rounds) * steps[key[1]] for key, share in shares.items()}
     parts = []
     for name in (first, second):
         own = {case: times[case.id, name] for case in whole}
@@ -178,15 +186,14 @@ def explain(run: Any, first: str, second: str) -> Explanation:
             effect = times[ops.id, name] if together.get(name) == kind else None
             found = _with_all_ops(found, kind, ops, effect)
         parts.append(found)
-    steps = [times[step.id, name] for name in (first, second)]
     return Explanation(
         model=model.label,
         first=first,
         second=second,
-        step=(steps[0].estimate(), steps[1].estimate()),
+        step=(steps[first].estimate(), steps[second].estimate()),
         ratio=statistics.ratio(samples[step.id, second], samples[step.id, first]),
-        gap=(steps[1] - steps[0]).estimate(),
-        terms=tuple(_terms(parts, steps, step)),
+        gap=(steps[second] - steps[first]).estimate(),
+        terms=tuple(_terms(parts, [steps[first], steps[second]], step)),
         missing=tuple(missing),
         together=together,
         apart=apart,

@@ -18,7 +18,7 @@ from shim import statistics
 
 @dataclass(frozen=True)
 class Effect:
-    """A weighted sum of medians: its value, its value in each resample and in each round, in seconds."""
+    """What is made of medians: its value, its value in each resample and in each round, in seconds or as a share."""
 
     value: float
     resamples: np.ndarray
@@ -27,8 +27,10 @@ class Effect:
     def __add__(self, other: Effect) -> Effect:
         return Effect(self.value + other.value, self.resamples + other.resamples, self.rounds + other.rounds)
 
-    def __mul__(self, factor: float) -> Effect:
-        return Effect(factor * self.value, factor * self.resamples, factor * self.rounds)
+    def __mul__(self, other: Effect | float) -> Effect:
+        if isinstance(other, Effect):
+            return Effect(self.value * other.value, self.resamples * other.resamples, self.rounds * other.rounds)
+        return Effect(self.value * other, self.resamples * other, self.rounds * other)
 
     def __neg__(self) -> Effect:
         return self * -1
