@@ -102,6 +102,8 @@ def _phrase(terms: Sequence[Term]) -> str:
     name = words.line(term.name, 80).split()[0]
     if term.kind in ("forward", "backward"):
         return f"the {term.kind} pass of {name}" if count == 1 else f"the {term.kind} passes of {count} {name} layers"
+    if term.kind == "sequence":
+        return f"the {words.line(term.name)}"
     return f"the optimizer ({name})" if term.kind == "optimizer" else words.line(term.name)
 
 
