@@ -26,8 +26,7 @@ from shim.explain.effects import Effect
 from shim.measure.ceilings import EMPTY
 
 ROUNDS = 8
-#: what all ops together take beyond the ops alone: the kind of that term by whether they are compiled as one program
-TOGETHER = {True: "fusion", False: "sequence"}
+#: kind of the term for what all ops together take beyond the ops alone, by whether they are one program -> its name
 _NAMES = {"fusion": "fusion across ops", "sequence": "sequence of ops"}
 _Part = tuple[str, str, int, Effect, str]  # name, kind, count, time, case
 
@@ -166,7 +165,7 @@ def explain(run: Any, first: str, second: str) -> Explanation:
     apart |= {name: _reason(run, ops, name) for name in (first, second) if (ops.id, name) not in samples}
     if any(case not in whole and not case.is_model for case in parts_of_step):  # the term would hold what they take
         apart = {name: apart.get(name, "not all of its ops were timed on both") for name in (first, second)}
-    together = {name: TOGETHER[bool(known)] for name, known in fused.items() if name not in apart}
+    together = {name: "fusion" if known else "sequence" for name, known in fused.items() if name not in apart}
     keys = [(case.id, name) for case in whole for name in (first, second)]
     keys += [(ops.id, name) for name in together]
     shares = {

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from shim.explain.attribution import TOGETHER, Explanation, Term
+from shim.explain.attribution import Explanation, Term
 from shim.measure.runfile import plain
 from shim.report import colours, page, words
 from shim.report.table import empty_table
@@ -89,7 +89,7 @@ def _shares(e: Explanation, fast: str) -> Iterator[str]:
     if told:
         first, *rest = [f"{_percent(shares[phrase])} {{}}{phrase}" for phrase in told]
         yield f"{words.listing([first.format('of the gap is '), *(text.format('') for text in rest)])}."
-    told_above = [_phrase(terms) for (kind, _), terms in groups.items() if kind in TOGETHER.values()]
+    told_above = [_phrase(terms) for (kind, _), terms in groups.items() if kind in _TOGETHER]
     against = [phrase for phrase in reversed(order) if shares[phrase] <= -WORTH_TELLING and phrase not in told_above]
     against = against[:MOST_TOLD]
     if against:
@@ -127,7 +127,7 @@ def _rows(e: Explanation, unit: words.Unit) -> Iterator[tuple[str, Term, list[st
         gap = _write(unit, term.gap.value)
         sign = "+" if term.gap.value > 0 and gap.strip("0.") else ""
         each = ((e.first, term.first), (e.second, term.second))
-        lacks = [name for name, _ in each if term.kind in TOGETHER.values() and e.together.get(name) != term.kind]
+        lacks = [name for name, _ in each if term.kind in _TOGETHER and e.together.get(name) != term.kind]
         cells = [words.DASH if name in lacks else _write(unit, part.value) for name, part in each] + [sign + gap]
         yield term.kind, term, [_label(term), *cells, words.interval(low, high), share]
 
