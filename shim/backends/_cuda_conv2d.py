@@ -19,6 +19,11 @@ def has_kernels(dtype, r, s, c):
     return dtype == "float32" and c in CHANNELS and r * s * c <= TAPS
 
 
+def takes_pool(cuda, x, w):
+    """Return whether the convolution of ``x`` with ``w`` is one that :func:`conv2d_max_pool2d` computes."""
+    return _cudnn_ops.runs(cuda, x.dtype) and not has_kernels(x.dtype, *w.shape[:3])
+
+
 def conv2d_constants(kernel, stride):
     """Return the constants of the convolution kernels for a kernel (R, S, C, O)."""
     return {"KERNEL_H": kernel[0], "KERNEL_W": kernel[1], "CHANNELS": kernel[2], "STRIDE": stride}

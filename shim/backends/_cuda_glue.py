@@ -68,13 +68,18 @@ class SplitMix64:
 def max_pool2d(cuda, work, x, *, pool=2):
     if x.dtype != "float32" or pool * pool > PLACES:
         return _handwritten.max_pool2d(work, x, pool=pool)
+    return max_pool(cuda, work, x, pool)
+
+
+def max_pool(cuda, work, x, pool, b=None, rectify=False):
+    """Pool, then add a bias to the maxima and rectify them; the pullback takes the gradient before both."""
     xp, launch, (n, height, width, c) = cuda.xp, cuda.kernels("glue"), x.shape
     x, (p, q), vector = xp.ascontiguousarray(x), (height // pool, width // pool), 1 if c % 4 else 4
     y = xp.empty((n, p, q, c), x.dtype)
     places = xp.empty(y.shape, "uint8") if work.keep else None
     sizes = height, width, p, q, c // vector, pool
     total = y.size // vector
-    launch(f"max_pool_{vector}", (blocks_of(total, BLOCK),), (BLOCK,), x, y, places, total, *sizes)
+    launch(f"max_pool_{vector}", (blocks_of(total, BLOCK),), (BLOCK,), x, y, places, total, *sizes, b, int(rectify))
 
     def pullback(dy, first=True):
         dy, dx = xp.ascontiguousarray(dy), xp.empty(x.shape, x.dtype)

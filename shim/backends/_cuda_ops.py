@@ -2,7 +2,7 @@
 
 The functions of :data:`OPS` are called like those of :mod:`shim.backends._handwritten`, after a :class:`CudaOps`, and
 return the same: a result and its pullback. They compute in float32; for another dtype, and for shapes that have no
-kernels, they leave it to those functions.
+kernels, they leave it to those functions. ``conv2d_max_pool2d`` is two ops in one, for convolutions by cuDNN alone.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 
-from shim.backends import _cuda_conv2d, _cuda_dense, _cuda_glue, _cuda_lstm, _cuda_tables, _cuda_updates
+from shim.backends import _cuda_conv2d, _cuda_dense, _cuda_glue, _cuda_lstm, _cuda_tables, _cuda_updates, _cudnn_ops
 from shim.backends._cuda_kernels import Kernels
 
 OPS = {
@@ -18,7 +18,7 @@ OPS = {
     for function in (
         _cuda_dense.dense, _cuda_conv2d.conv2d, _cuda_lstm.lstm, _cuda_lstm.bilstm, _cuda_tables.embedding_average,
         _cuda_tables.embedding, _cuda_glue.max_pool2d, _cuda_glue.relu, _cuda_glue.dropout, _cuda_glue.batch_norm,
-        _cuda_glue.softmax_cross_entropy, _cuda_glue.sigmoid_cross_entropy,
+        _cuda_glue.softmax_cross_entropy, _cuda_glue.sigmoid_cross_entropy, _cudnn_ops.conv2d_max_pool2d,
     )
 }  # fmt: skip
 

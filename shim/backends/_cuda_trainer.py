@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
+from types import SimpleNamespace
 
 from shim.backends import _handwritten_programs
+from shim.backends._cuda_conv2d import takes_pool
 from shim.backends._cuda_tables import touched
 from shim.backends._cuda_updates import Steps, update_all
 from shim.backends._handwritten_programs import by_name
@@ -31,6 +34,10 @@ class Trainer(_handwritten_programs.Trainer):
         functions = self._one_step, self._one_gradient, self._evaluate, self._predict
         recorded = map(record, functions) if self._on_kernels else functions
         self._step, self._gradient, self.evaluate, self.predict = recorded
+
+    def _ops(self, normalising, **replaced):
+        ops = super()._ops(normalising, **replaced)
+        return with_pools(ops, self._programs.call, functools.partial(takes_pool, self._cuda))
 
     def _one_step(self, x, labels):
         self._training = self._tapes[len(x)]
@@ -85,3 +92,36 @@ class Trainer(_handwritten_programs.Trainer):
     def restore(self, state):
         super().restore(state)
         self._steps.set(self._count)
+
+
+class Awaited:
+    """A convolution that has been called for and runs when its result is used, unless a pool takes it in."""
+
+    def __init__(self, call, args, options):
+        self.args, self.options, self._call = args, options, call
+
+    @functools.cached_property
+    def result(self):
+        return self._call("conv2d", *self.args, **self.options)
+
+
+def with_pools(ops, call, takes_pool):
+    """Return the ops of a model with ``max_pool2d`` of a convolution as one op, where ``takes_pool(x, w)`` says so."""
+
+    def used(function):
+        def op(*args, **options):
+            return function(*(a.result if isinstance(a, Awaited) else a for a in args), **options)
+
+        return op
+
+    def conv2d(x, w, b, **options):
+        awaited = Awaited(call, (x, w, b), options)
+        return awaited if takes_pool(x, w) else awaited.result
+
+    def max_pool2d(x, *, pool=2):
+        if isinstance(x, Awaited):
+            return call("conv2d_max_pool2d", *x.args, **x.options, pool=pool)
+        return call("max_pool2d", x, pool=pool)
+
+    others = {name: used(op) for name, op in vars(ops).items()}
+    return SimpleNamespace(**others | {"conv2d": used(conv2d), "max_pool2d": max_pool2d})

@@ -89,7 +89,7 @@ class Cudnn:
         return DEFAULT_MATH if self.precision == "tf32" else FMA_MATH
 
     def convolve(self, x, w, b, y, *, stride=1, padding=(0, 0), rectify=False):
-        """Fill ``y`` (N, P, Q, O) from images ``x`` (N, H, W, C) and filters ``w`` (O, R, S, C), with a bias."""
+        """Fill ``y`` (N, P, Q, O) from images ``x`` (N, H, W, C) and filters ``w`` (O, R, S, C); no bias if None."""
         self._convolution("forward", {"x": x, "w": w, "y": y}, stride, padding, b, rectify)
 
     def convolve_images(self, w, dy, dx, *, stride=1, padding=(0, 0)):
@@ -112,7 +112,8 @@ class Cudnn:
 
     def _convolution(self, direction, operands, stride, padding, bias=None, rectify=False):
         shapes = tuple(array.shape for array in operands.values())
-        key = (direction, *shapes, stride, tuple(padding), rectify, self.precision, self.deterministic)
+        name = "forward without bias" if direction == "forward" and bias is None else direction
+        key = (name, *shapes, stride, tuple(padding), rectify, self.precision, self.deterministic)
         plan = self._plan(key, lambda: Convolution(self, direction, *shapes, stride, padding, rectify))
         self.set_stream()
         if plan.chosen is None:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 from shim.backends import _handwritten
 from shim.backends._cuda_dense import rectified_sums
+from shim.backends._cuda_glue import max_pool
 from shim.contract import same_padding
 
 
@@ -21,7 +22,32 @@ def runs(cuda, dtype):
 def conv2d(cuda, work, x, w, b, *, stride=1, padding="valid", activation=None):
     if not runs(cuda, x.dtype):
         return _handwritten.conv2d(work, x, w, b, stride=stride, padding=padding, activation=activation)
-    xp, cudnn, rectify = cuda.xp, cuda.cudnn, activation == "relu"
+    rectify = activation == "relu"
+    y, gradients = _convolution(cuda, work, x, w, b, stride, padding, rectify)
+    return y, _before_bias(cuda, work, y if rectify else None, gradients)
+
+
+def conv2d_max_pool2d(cuda, work, x, w, b, *, stride=1, padding="valid", activation=None, pool=2):
+    """Convolve and pool. The pool adds the bias and rectifies, so no pass over all results is made for that."""
+    rectify = activation == "relu"
+    z, gradients = _convolution(cuda, work, x, w, None, stride, padding)
+    y, pullback = max_pool(cuda, work, z, pool, b, rectify)
+    return y, _before_bias(cuda, work, y if rectify else None, lambda dy, first: gradients(*pullback(dy), first))
+
+
+def _before_bias(cuda, work, rectified, gradients):
+    """Return the pullback of a convolution from ``gradients(dy, first)`` of images and filters, which know no bias."""
+
+    def pullback(dy, first=True):
+        dy, db = rectified_sums(cuda, work, rectified, cuda.xp.ascontiguousarray(dy))
+        return [*gradients(dy, first), db]
+
+    return pullback
+
+
+def _convolution(cuda, work, x, w, b, stride, padding, rectify=False):
+    """Return a convolution and what makes the gradients of images and filters of that of its products."""
+    xp, cudnn = cuda.xp, cuda.cudnn
     (n, *size, channels), (*kernel, _, outputs) = x.shape, w.shape
     pads = [same_padding(*axis, stride) if padding == "same" else (0, 0) for axis in zip(size, kernel, strict=True)]
     image, inner = xp.ascontiguousarray(x), None
@@ -37,17 +63,16 @@ def conv2d(cuda, work, x, w, b, *, stride=1, padding="valid", activation=None):
     y = xp.empty((n, p, q, outputs), x.dtype)
     cudnn.convolve(image, filters, b, y, rectify=rectify, **options)
 
-    def pullback(dy, first=True):
-        dz, db = rectified_sums(cuda, work, y if rectify else None, xp.ascontiguousarray(dy))
+    def gradients(dy, first):
         dw, dx = xp.empty(filters.shape, x.dtype), None
-        cudnn.convolve_weights(image, dz, dw, **options)
+        cudnn.convolve_weights(image, dy, dw, **options)
         if first:
             dx = xp.empty(image.shape, x.dtype)
-            cudnn.convolve_images(filters, dz, dx, **options)
+            cudnn.convolve_images(filters, dy, dx, **options)
             dx = dx if inner is None else xp.ascontiguousarray(dx[inner])
-        return [dx, xp.ascontiguousarray(dw.transpose(1, 2, 3, 0)), db]
+        return dx, xp.ascontiguousarray(dw.transpose(1, 2, 3, 0))
 
-    return y, pullback
+    return y, gradients
 
 
 def _padded(xp, keep, n, height, width, channels, lines, columns, dtype):

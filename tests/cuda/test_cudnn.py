@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from emulator import images, lstm, missing
+from emulator import Poisoned, images, lstm, missing
 
-from shim import contract, parity
+from shim import contract, models, parity
+from shim.backends import _cuda_trainer, _handwritten
 from shim.backends import _cudnn_library as headers
-from shim.backends import _handwritten
+from shim.backends._cuda_kernels import Kernels
 from shim.backends._cudnn import Cudnn
 from shim.backends._cudnn_library import FMA_MATH, NCHW, NHWC, CudnnError, CudnnUnavailable, Library
 from shim.backends._handwritten import Workspace
@@ -238,6 +242,13 @@ def test_all_algorithms_are_tried_and_then_one_is_launched(cudnn):
     cudnn.convolve(x, w, b, y)
     assert "cudnnConvolutionBiasActivationForward" in names(cudnn)
     assert len(cudnn.trials) == 2
+    del cudnn.library.calls[:]
+    cudnn.convolve(x, w, None, y)
+    assert not {"finish", "cudnnConvolutionBiasActivationForward"} & {*names(cudnn)}
+    del cudnn.library.calls[:]
+    cudnn.convolve(x, w, None, y)
+    assert names(cudnn) == ["cudnnConvolutionForward"]
+    assert cudnn.path(x.shape, w.shape).endswith(", forward without bias: algorithm 0 NHWC")
 
 
 def test_the_fastest_is_kept_and_runs_between_copies(cudnn):
@@ -318,6 +329,7 @@ class StandIn:
         self.called = []
 
     def convolve(self, x, w, b, y, *, stride=1, padding=(0, 0), rectify=False):
+        b = np.zeros_like(w[:, 0, 0, 0]) if b is None else b
         self._note("convolve", x, w, b, y)
         y[...], _ = self._by_hand(x, w, b, stride, padding, "relu" if rectify else None)
 
@@ -432,6 +444,118 @@ def test_no_more_than_what_is_asked_for_is_computed(with_cudnn, direction):
 def test_few_channels_are_left_to_our_own_kernels(with_cudnn):
     with_cudnn.verify(images((3, 3, 3)))
     assert not with_cudnn.called
+
+
+def pooled(x, w, b, *, pool=2, **options):
+    """What a convolution and its pool are in the contract."""
+    return contract.max_pool2d(contract.conv2d(x, w, b, **options), pool=pool)
+
+
+def verify_pooled(ops, kernel, size=(7, 8), outputs=6, **options):
+    """Compare the two in one with the contract, as the conformance suite does with ops."""
+    rng, inputs = np.random.default_rng(0), kernel[2]
+    shapes = (3, *size, inputs), (*kernel, outputs), (outputs,)
+    args = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+    exact = [a.astype(np.float64) for a in args]
+    wanted = pooled(*exact, **options)
+    dy = rng.normal(size=wanted.shape).astype(np.float32)
+    y, pullback = ops.conv2d_max_pool2d(Workspace(Poisoned()), *args, **options)
+    parity.compare("y", y, wanted, "float32", kernel[0] * kernel[1] * inputs)
+    gradients = contract.reference_vjp(lambda *a: pooled(*a, **options), exact, dy.astype(np.float64))
+    for name, gradient, of_contract in zip("xwb", pullback(dy), gradients, strict=True):
+        parity.compare(f"the gradient of {name}", gradient, of_contract, "float32", dy.size)
+    for gradient, other in zip(pullback(dy, first=False)[1:], pullback(dy)[1:], strict=True):
+        np.testing.assert_array_equal(gradient, other)
+
+
+@pytest.mark.parametrize("options", [{}, {"padding": "same", "activation": "relu"}], ids=["valid", "same, relu"])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("pool", [2, 3])
+@pytest.mark.parametrize(("kernel", "outputs"), [((3, 3, 4), 8), ((1, 1, 8), 5), ((2, 4, 5), 12)])
+def test_a_pool_takes_in_bias_and_rectifier(with_cudnn, kernel, outputs, pool, stride, options):
+    size = (pool * stride * 3 + 2, pool * stride * 2 + 4)
+    verify_pooled(with_cudnn.ops(), kernel, size, outputs, pool=pool, stride=stride, **options)
+    assert with_cudnn.called[:3] == ["convolve", "convolve_weights", "convolve_images"]
+    vector = 1 if outputs % 4 else 4
+    assert with_cudnn.launched == {f"max_pool_{vector}", f"max_pool_back_{vector}", "rectified_sums"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("__ldg(bias + c * SIZE + e)", "__ldg(bias + e)"),
+        ("if (bias) best.v[e] += ", "if (bias) best.v[e] -= "),
+        ("if (rectify && best.v[e] < 0.f) best.v[e] = 0.f;", ""),
+    ],
+    ids=["the bias of another channel", "a bias of another sign", "the negative ones kept"],
+)
+def test_a_wrong_pool_is_seen(with_cudnn, old, new):
+    assert Kernels("glue").text.count(old) == 1
+    ops = with_cudnn.ops(change=lambda text: text.replace(old, new))
+    with pytest.raises(parity.ParityError):
+        verify_pooled(ops, (3, 3, 4), outputs=8, activation="relu")
+
+
+@pytest.mark.parametrize(("name", "pools"), [("mnist_cnn", 1), ("cifar10_cnn", 2)])
+def test_training_pools_where_it_convolves(with_cudnn, monkeypatch, name, pools):
+    """And comes to the same losses and predictions as with one op after the other."""
+    backend = pytest.importorskip("shim.backends.cupy", reason="CuPy is not installed")
+    model, found = models.load(name, dropout=False), []
+    params, batches = model.initial(), [model.batch(step, size=3) for step in range(2)]
+
+    class Device:
+        to_device = staticmethod(lambda value: np.array(value, order="C"))
+        to_numpy = staticmethod(np.asarray)
+
+    for together in (True, False):
+        cuda, called = with_cudnn.ops().of_a_trainer(), Counter()
+        programs = backend.programs(cuda)
+        ops = {op: counted(called, op, function) for op, function in programs.ops.items()}
+        if not together:
+            monkeypatch.setattr(_cuda_trainer, "takes_pool", lambda *args: False)
+        how = model, params, model.optimizer, 3, lambda function: function
+        trainer = _cuda_trainer.Trainer(replace(programs, ops=ops), cuda, Device, *how)
+        losses = [float(trainer.step(*batch)) for batch in batches]
+        found.append([*losses, *trainer.evaluate(*batches[0]), trainer.predict(batches[1][0])])
+        assert called["conv2d_max_pool2d"] == (pools * 4 if together else 0)
+        assert called["max_pool2d"] == (0 if together else pools * 4)
+        assert called["conv2d"] == 4 * sum(op.op == "conv2d" for op in models.record(model)) - together * pools * 4
+    for first, other in zip(*found, strict=True):
+        np.testing.assert_allclose(first, other, rtol=1e-4, atol=1e-5)
+
+
+def counted(called, op, function):
+    def call(*args, **options):
+        called[op] += 1
+        return function(*args, **options)
+
+    return call
+
+
+def test_a_convolution_that_no_pool_takes_in_runs_where_its_result_is_used():
+    called = []
+
+    def call(name, *args, **options):
+        called.append((name, *args, options))
+        return f"{name} {len(called)}"
+
+    ops = SimpleNamespace(relu=functools.partial(call, "relu"), conv2d=None, max_pool2d=None)
+    ops = _cuda_trainer.with_pools(ops, call, lambda x, w: w == "many channels")
+    y = ops.conv2d("x", "many channels", "b", stride=2)
+    assert not called
+    assert ops.relu(y) == "relu 2"
+    assert ops.relu(y) == "relu 3"
+    assert ops.max_pool2d(y) == "conv2d_max_pool2d 4"
+    assert ops.conv2d(y, "few channels", "b") == "conv2d 5"
+    assert ops.max_pool2d("conv2d 5", pool=3) == "max_pool2d 6"
+    assert called == [
+        ("conv2d", "x", "many channels", "b", {"stride": 2}),
+        ("relu", "conv2d 1", {}),
+        ("relu", "conv2d 1", {}),
+        ("conv2d_max_pool2d", "x", "many channels", "b", {"stride": 2, "pool": 2}),
+        ("conv2d", "conv2d 1", "few channels", "b", {}),
+        ("max_pool2d", "conv2d 5", {"pool": 3}),
+    ]
 
 
 @pytest.mark.parametrize(("op", "reverse"), [("lstm", {}), ("lstm", {"reverse": True}), ("bilstm", {})])

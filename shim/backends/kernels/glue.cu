@@ -26,12 +26,13 @@ __device__ __forceinline__ void put(void* p, T value) {
 
 // ------------------------------------------------------------------------------------------------------- max_pool2d
 // x (N, H, W, C), y and dy (N, P, Q, C), dx like x. A thread takes SIZE channels of a window; `channels` is C / SIZE.
-// places (N, P, Q, C), which may be null, keeps where in its window each maximum was, the first of equal ones.
+// places (N, P, Q, C), which may be null, keeps where in its window each maximum was, the first of equal ones. A bias
+// (C), which may be null, is added to the maxima, and then they may be rectified: a convolution leaves that to its pool.
 
 template <int SIZE, int POOL>
 __device__ __forceinline__ void max_pool(const float* __restrict__ x, float* __restrict__ y,
                                          unsigned char* __restrict__ places, int total, int height, int width, int p,
-                                         int q, int channels, int pool) {
+                                         int q, int channels, int pool, const float* __restrict__ bias, int rectify) {
   if (POOL) pool = POOL;
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= total) return;
@@ -45,6 +46,11 @@ __device__ __forceinline__ void max_pool(const float* __restrict__ x, float* __r
 #pragma unroll
     for (int e = 0; e < SIZE; ++e)
       if (other.v[e] > best.v[e] || other.v[e] != other.v[e]) best.v[e] = other.v[e], place.v[e] = k;
+  }
+#pragma unroll
+  for (int e = 0; e < SIZE; ++e) {
+    if (bias) best.v[e] += __ldg(bias + c * SIZE + e);
+    if (rectify && best.v[e] < 0.f) best.v[e] = 0.f;
   }
   put(y + (size_t)i * SIZE, best);
   if (places) put(places + (size_t)i * SIZE, place);
@@ -82,9 +88,9 @@ __device__ __forceinline__ void max_pool_back(const unsigned char* __restrict__ 
 #define POOLS(SIZE)                                                                                                   \
   extern "C" __global__ void __launch_bounds__(256) max_pool_##SIZE(                                                  \
       const float* x, float* y, unsigned char* places, int total, int height, int width, int p, int q, int channels,  \
-      int pool) {                                                                                                     \
-    if (pool == 2) max_pool<SIZE, 2>(x, y, places, total, height, width, p, q, channels, pool);                       \
-    else max_pool<SIZE, 0>(x, y, places, total, height, width, p, q, channels, pool);                                 \
+      int pool, const float* bias, int rectify) {                                                                     \
+    if (pool == 2) max_pool<SIZE, 2>(x, y, places, total, height, width, p, q, channels, pool, bias, rectify);        \
+    else max_pool<SIZE, 0>(x, y, places, total, height, width, p, q, channels, pool, bias, rectify);                  \
   }                                                                                                                   \
   extern "C" __global__ void __launch_bounds__(256) max_pool_back_##SIZE(                                             \
       const unsigned char* places, const float* dy, float* dx, int total, int height, int width, int p, int q,        \
