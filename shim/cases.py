@@ -103,8 +103,7 @@ def case(op: str, direction: str, dims: Mapping[str, int], dtype: str = "float32
     directions = (*contract.DIRECTIONS, contract.WEIGHTS) if entry.has_weights else contract.DIRECTIONS
     if direction not in directions:
         raise ValueError(f"unknown direction {direction!r}; the directions are: {', '.join(directions)}")
-    if dtype not in contract.FLOATS:
-        raise ValueError(f"unknown dtype {dtype!r}; the dtypes are: {', '.join(contract.FLOATS)}")
+    contract.check_dtype(dtype)
     chosen = tuple(
         (name, options[name])
         for name in entry.options

@@ -95,7 +95,8 @@ def main(arguments: Sequence[str]) -> None:
         sys.exit(str(refusal))
     modes = [a.removeprefix("--mode=") for a in rest if a.startswith("--mode=")] or list(backend.MODES)
     ops = {a.removeprefix("--op=") for a in rest if a.startswith("--op=")}
-    cases = [case for case in parity.conformance_cases() if not ops or case.op in ops]
+    found = [*parity.conformance_cases(), *parity.half_cases(protocol.halves(backend))]
+    cases = [case for case in found if not ops or case.op in ops]
     print(json.dumps({"total": len(cases) * len(modes)}), file=records)
     for mode in modes:
         for case in cases:

@@ -17,11 +17,13 @@ import numpy as np
 
 from shim.entry import DIRECTIONS as DIRECTIONS
 from shim.entry import FLOATS as FLOATS
+from shim.entry import HALVES as HALVES
 from shim.entry import WEIGHTS as WEIGHTS
 from shim.entry import Argument as Argument
 from shim.entry import Dims as Dims
 from shim.entry import Op as Op
 from shim.entry import Work as Work
+from shim.entry import check_dtype as check_dtype
 from shim.entry import dtype_name as dtype_name
 from shim.entry import parse_argument
 from shim.entry import reference_directional as reference_directional

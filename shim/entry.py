@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,8 @@ Dims = dict[str, int]
 DIRECTIONS = ("forward", "forward_backward")
 #: Forward and the gradients of all float arguments but the first: what the layer next to the data needs in training.
 WEIGHTS = "weight_gradients"
-FLOATS = ("float32", "float64", "float16", "bfloat16")
+HALVES = ("float16", "bfloat16")
+FLOATS = ("float32", "float64", *HALVES)
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,17 @@ class Op:
             forward.flops + self.backward_flops(full) * (0.5 if first else 1.0),
             forward.bytes + itemsize * (saved + result + written),
         )
+
+
+def check_dtype(name: str) -> None:
+    """Raise ``ValueError`` unless ``name`` is one of :data:`FLOATS`; from then on NumPy knows it."""
+    if name not in FLOATS:
+        raise ValueError(f"unknown dtype {name!r}; the dtypes are: {', '.join(FLOATS)}")
+    if name == "bfloat16":
+        try:
+            importlib.import_module("ml_dtypes")  # which tells NumPy
+        except ImportError:
+            raise ValueError("NumPy has bfloat16 from the package ml_dtypes; run: pip install ml_dtypes") from None
 
 
 def dtype_name(array: Any) -> str:

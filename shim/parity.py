@@ -193,12 +193,13 @@ def _load_reference(case: cases.Case, cache: Path | None) -> dict[str, np.ndarra
 def _op_reference(case: cases.Case) -> dict[str, np.ndarray]:
     function = functools.partial(contract.op(case.op).reference, **dict(case.options))
     drawn, dy = case.arrays()
-    args = [a.astype(np.float64) if a.dtype.kind == "f" else a for a in drawn]
+    are_floats = [argument.is_float for argument in contract.op(case.op).arguments]
+    args = [a.astype(np.float64) if f else a for a, f in zip(drawn, are_floats, strict=True)]
     reference = {"y": np.asarray(function(*args))}
     if case.direction == "forward":
         return reference
     dy = dy.astype(np.float64)
-    floats = [a for a in args if a.dtype.kind == "f"]
+    floats = [a for a, f in zip(args, are_floats, strict=True) if f]
     if sum(a.size for a in floats) <= ENTRY_BY_ENTRY:
         gradients = contract.reference_vjp(function, args, dy)
         return reference | {f"g{k}": gradient for k, gradient in enumerate(gradients)}
@@ -370,6 +371,16 @@ SMALL: dict[str, dict[str, int]] = {
     "softmax_cross_entropy": {"N": 5, "K": 7},
     "sigmoid_cross_entropy": {"N": 5},
 }
+
+
+def half_cases(dtypes: Sequence[str] = contract.HALVES) -> list[cases.Case]:
+    """Return every op with its default options in dtypes of 16 bits, in both directions, at a small odd shape."""
+    return [
+        cases.case(name, direction, SMALL[name], dtype)
+        for name in contract.OPS
+        for dtype in dtypes
+        for direction in contract.DIRECTIONS
+    ]
 
 
 def conformance_cases(dtypes: Sequence[str] = ("float32", "float64")) -> list[cases.Case]:

@@ -74,8 +74,9 @@ class Backend(Protocol):
     """The functions of a backend module, beside its ops.
 
     A backend that cannot do everything says so in ``DIRECTIONS`` or ``DTYPES``, see :func:`offers`, and raises
-    :class:`Unsupported` when it is asked all the same. One that computes recurrences with approximate exponentials says
-    so by ``approximates()``, and one that compiles across ops names the modes in ``FUSES``, see :func:`fuses`.
+    :class:`Unsupported` when it is asked all the same. ``HALVES`` names the dtypes of 16 bits that it has for ops. One
+    that computes recurrences with approximate exponentials says so by ``approximates()``, and one that compiles across
+    ops names the modes in ``FUSES``, see :func:`fuses`.
     """
 
     DEVICES: tuple[str, ...]
@@ -126,8 +127,14 @@ def directions(backend: Any) -> tuple[str, ...]:
 
 
 def dtypes(backend: Any) -> tuple[str, ...]:
-    """Return the dtypes that a backend computes in, of those that are checked."""
+    """Return the dtypes that a backend computes ops and models in."""
     found: tuple[str, ...] = getattr(backend, "DTYPES", ("float32", "float64"))
+    return found
+
+
+def halves(backend: Any) -> tuple[str, ...]:
+    """Return the dtypes of 16 bits that a backend computes ops in."""
+    found: tuple[str, ...] = getattr(backend, "HALVES", ())
     return found
 
 
@@ -144,7 +151,8 @@ def approximates(backend: Any) -> bool:
 def offers(backend: Any, case: Any) -> bool:
     """Return whether a backend says that it can run a case."""
     direction = "forward" if case.direction == "forward" else "forward_backward"
-    return direction in directions(backend) and case.dtype in dtypes(backend)
+    computed = dtypes(backend) if case.is_model else (*dtypes(backend), *halves(backend))
+    return direction in directions(backend) and case.dtype in computed
 
 
 class Program:

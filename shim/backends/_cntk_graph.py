@@ -11,6 +11,7 @@ import operator
 import numpy as np
 
 from shim import cntk as loader
+from shim.protocol import Unsupported
 
 C = loader.load()
 
@@ -62,7 +63,7 @@ def array(value):
     if value.dtype.kind in "iub":
         return Ids(value)
     if value.dtype not in (np.float32, np.float64):
-        raise ValueError(f"CNTK computes in float32 and float64 on a CPU, got {value.dtype}")
+        raise Unsupported(f"CNTK computes in float32 and float64 only on a CPU, not in {value.dtype}")
     return Array(_NDArrayView(np.ascontiguousarray(value).reshape(value.shape), CPU, True, False))
 
 

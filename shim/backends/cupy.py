@@ -28,6 +28,7 @@ from shim.protocol import check_choice, program
 
 DEVICES = ("cuda",)
 MODES = ("graph", "eager")  # in both, ops alone are launched one by one
+HALVES = ("float16", "bfloat16")
 FUSES = ("graph",)  # what shim.protocol.fuses reads
 PRECISIONS = ("float32", "tf32")
 

@@ -25,6 +25,7 @@ jax.config.update("jax_enable_x64", True)
 
 DEVICES = ("cpu", "cuda")
 MODES = ("jit",)
+HALVES = ("float16", "bfloat16")
 FUSES = MODES  # what shim.protocol.fuses reads
 
 _module = sys.modules[__name__]

@@ -16,6 +16,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from shim import contract
 from shim.backends import _keras_programs as programs
 from shim.backends._keras_programs import call, check_dtype, dtype, engine
 from shim.backends._keras_trainer import Trainer
@@ -54,8 +55,8 @@ def setup(device="cpu", precision="float32", threads=None):
 
 def to_device(value):
     """A copy; on NumPy and OpenVINO it is read-only, because a program keeps what it has made of its weights."""
-    if value.dtype == "float64":
-        check_dtype("float64")
+    if value.dtype.name in contract.FLOATS:
+        check_dtype(value.dtype.name)
     array = _host.to_device(value)
     if engine in _FORWARD_ONLY:
         array.flags.writeable = False

@@ -16,10 +16,11 @@ import numpy as np
 from shim.backends import _handwritten
 from shim.backends._handwritten_programs import Programs, Trainer, define_ops
 from shim.backends._updates import update
-from shim.protocol import check_choice, program
+from shim.protocol import Unsupported, check_choice, program
 
 DEVICES = ("cpu",)
 MODES = ("eager",)
+HALVES = ("float16",)
 PRECISIONS = ("float32",)
 
 _module = sys.modules[__name__]
@@ -38,6 +39,8 @@ def setup(device="cpu", precision="float32", threads=None):
 
 
 def to_device(value):
+    if value.dtype.name == "bfloat16":
+        raise Unsupported("NumPy computes in float16, float32 and float64 only, not in bfloat16")
     return np.array(value, order="C")
 
 
@@ -102,7 +105,7 @@ def implementation(case, mode=MODES[0]):
     if case.is_model:
         rows = dict(case.options).get("table_gradient") == "rows"
         return "tape of hand-written ops" + (", descent on the rows in use" if rows else "")
-    product = f"{_blas()} product"
+    product = f"{_blas()} product" if case.dtype != "float16" else "NumPy's own product"
     return {
         "dense": product,
         "conv2d": f"patches, {product}",

@@ -25,6 +25,7 @@ from shim.protocol import bare_ops, check_choice, op, program
 
 DEVICES = ("cpu", "cuda")
 MODES = ("graph", "xla")
+HALVES = ("float16", "bfloat16")
 FUSES = MODES  # what shim.protocol.fuses reads
 PRECISIONS = {"cpu": ("float32",), "cuda": ("float32", "tf32")}
 
@@ -247,6 +248,7 @@ def implementation(case, mode=MODES[0]):
         sizes = (dict(case.dims)[axis] for axis in "NTH")
         return f"graph of {dict(case.dims)['T']} steps" if _tensorflow_lstm.unrolled(*sizes) else "while loop"
     library = "oneDNN" if _onednn() and case.dtype != "float64" else "Eigen"
+    library = "TensorFlow's" if case.dtype in HALVES else library  # oneDNN takes them on some CPUs
     library = library if _settings["device"] == "cpu" else "CUDA"
     kernels = {"dense": f"{library} matmul", "conv2d": f"{library} convolution", "max_pool2d": f"{library} max pooling"}
     kernels |= {"embedding": "gather kernel", "embedding_average": "SparseSegmentMean kernel"}

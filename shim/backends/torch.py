@@ -22,6 +22,7 @@ from shim.protocol import check_choice, op, program
 
 DEVICES = ("cpu", "cuda")
 MODES = ("eager", "compile")
+HALVES = ("float16", "bfloat16")
 FUSES = ("compile",)  # what shim.protocol.fuses reads
 
 # torch.compile would unroll a recurrence with gradients step by step and be busy with 100 steps for minutes; it
@@ -54,10 +55,14 @@ def setup(device="cpu", precision="float32", threads=None):
 
 
 def to_device(value):
+    if value.dtype.name == "bfloat16":  # which torch does not take from NumPy, nor give to it
+        return torch.tensor(value.view(np.uint16), device=_device).view(torch.bfloat16)
     return torch.tensor(value, device=_device)
 
 
 def to_numpy(array):
+    if array.dtype == torch.bfloat16:
+        return np.array(array.detach().view(torch.uint16).numpy(force=True)).view("bfloat16")
     return np.array(array.numpy(force=True))
 
 
@@ -261,6 +266,9 @@ def implementation(case, mode=MODES[0]):
 def _kernel(case):
     cuda, n = _device.type == "cuda", dict(case.dims)
     if case.op == "dense":
+        if case.dtype in HALVES and not cuda:
+            known = {"float16": "_is_mkldnn_fp16_supported", "bfloat16": "_is_mkldnn_bf16_supported"}
+            return "oneDNN matmul" if getattr(torch.ops.mkldnn, known[case.dtype])() else "ATen addmm"
         return "cuBLAS addmm" if cuda else f"{_built_with('BLAS_INFO=').upper()} addmm"
     if case.op == "conv2d":
         x = torch.empty((n["N"], n["C"], n["H"], n["W"]), dtype=getattr(torch, case.dtype), device=_device)

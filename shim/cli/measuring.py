@@ -54,7 +54,7 @@ from shim.cli.common import (
 @device_option
 @threads_option
 @seed_option
-@click.option("--dtype", default="float32", show_default=True)
+@click.option("--dtype", default="float32", show_default=True, help="Also float64, float16 or bfloat16.")
 @baseline_option
 @output_option
 @click.option("--resume", type=click.Path(exists=True, path_type=Path), help="Go on with an interrupted run.")

@@ -37,6 +37,7 @@ def measure(backend: ModuleType, mode: str, dtypes: Iterable[str], device: str, 
     found["flops_per_second"] = {
         dtype: 2 * side**3 / _best(_program(backend, "dense", [(side, side), (side, side), (side,)], dtype, mode))
         for dtype in dtypes
+        if protocol.offers(backend, cases.case("dense", "forward", {"N": side, "I": side, "O": side}, dtype))
     }
     found["copies"] = [
         {"bytes": size, "bytes_per_second": size / _copy_seconds(backend, mode, size, device, threads)}
