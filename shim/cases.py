@@ -266,4 +266,5 @@ def of_model(name: str, direction: str, batch_size: int | None, dtype: str, opti
     from shim import models
 
     model = models.load(name, **options)
+    contract.check_dtype(dtype)
     return Case(model.name, direction, (("N", batch_size or model.batch_size),), model.options, dtype)

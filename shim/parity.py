@@ -93,7 +93,8 @@ def _verify_op(backend: ModuleType, case: cases.Case, mode: str, run: Any, refer
     _check_array("the result", y, own)
     recurrent = case.op in ("lstm", "bilstm")
     factor = APPROXIMATE if recurrent and case.dtype == "float32" and protocol.approximates(backend) else FACTOR
-    worst = compare("the result", backend.to_numpy(y), reference["y"], case.dtype, longest, factor)
+    added = 1.0 if case.dtype in contract.HALVES else longest  # results of 16 bits are sums of float32 everywhere
+    worst = compare("the result", backend.to_numpy(y), reference["y"], case.dtype, added, factor)
     floats = [(argument.name, a) for argument, a in zip(entry.arguments, args, strict=True) if argument.is_float]
     left_out = 1 if case.direction == contract.WEIGHTS else 0
     wanted = floats[left_out:]
@@ -373,12 +374,12 @@ SMALL: dict[str, dict[str, int]] = {
 }
 
 
-def half_cases(dtypes: Sequence[str] = contract.HALVES) -> list[cases.Case]:
+def half_cases() -> list[cases.Case]:
     """Return every op with its default options in dtypes of 16 bits, in both directions, at a small odd shape."""
     return [
         cases.case(name, direction, SMALL[name], dtype)
         for name in contract.OPS
-        for dtype in dtypes
+        for dtype in contract.HALVES
         for direction in contract.DIRECTIONS
     ]
 

@@ -74,9 +74,10 @@ class Backend(Protocol):
     """The functions of a backend module, beside its ops.
 
     A backend that cannot do everything says so in ``DIRECTIONS`` or ``DTYPES``, see :func:`offers`, and raises
-    :class:`Unsupported` when it is asked all the same. ``HALVES`` names the dtypes of 16 bits that it has for ops. One
-    that computes recurrences with approximate exponentials says so by ``approximates()``, and one that compiles across
-    ops names the modes in ``FUSES``, see :func:`fuses`.
+    :class:`Unsupported` when it is asked all the same. ``HALVES`` names the dtypes of 16 bits that it has for ops, and
+    ``FORWARD_HALVES`` those for the forward pass of some ops alone. One that computes recurrences with approximate
+    exponentials says so by ``approximates()``, and one that compiles across ops names the modes in ``FUSES``, see
+    :func:`fuses`.
     """
 
     DEVICES: tuple[str, ...]
@@ -132,10 +133,10 @@ def dtypes(backend: Any) -> tuple[str, ...]:
     return found
 
 
-def halves(backend: Any) -> tuple[str, ...]:
-    """Return the dtypes of 16 bits that a backend computes ops in."""
-    found: tuple[str, ...] = getattr(backend, "HALVES", ())
-    return found
+def dtypes_of(backend: Any, op: str, direction: str) -> tuple[str, ...]:
+    """Return the dtypes that a backend computes an op in."""
+    some: Mapping[str, Sequence[str]] = getattr(backend, "FORWARD_HALVES", {}) if direction == "forward" else {}
+    return (*dtypes(backend), *getattr(backend, "HALVES", ()), *(dtype for dtype, ops in some.items() if op in ops))
 
 
 def fuses(backend: Any, mode: str) -> bool:
@@ -151,7 +152,7 @@ def approximates(backend: Any) -> bool:
 def offers(backend: Any, case: Any) -> bool:
     """Return whether a backend says that it can run a case."""
     direction = "forward" if case.direction == "forward" else "forward_backward"
-    computed = dtypes(backend) if case.is_model else (*dtypes(backend), *halves(backend))
+    computed = dtypes(backend) if case.is_model else dtypes_of(backend, case.op, direction)
     return direction in directions(backend) and case.dtype in computed
 
 
@@ -179,6 +180,7 @@ def op(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def checked(*args: Any, **options: Any) -> Any:
         entry.check(args, options, module.to_numpy)
+        _check_dtype(module, entry, "forward", args)
         return function(*args, **options)
 
     checked.bare = function  # type: ignore[attr-defined]
@@ -199,6 +201,7 @@ def program(build: Callable[..., Callable[..., Any]]) -> Callable[..., Program]:
         def check(*args: Any) -> None:
             arrays = args[0] if backward else args
             entry.check(arrays, options, module.to_numpy)
+            _check_dtype(module, entry, build.__name__, arrays)
             if not backward:
                 return
             dims = entry.dims([a.shape for a in arrays])
@@ -209,6 +212,14 @@ def program(build: Callable[..., Callable[..., Any]]) -> Callable[..., Program]:
         return Program(build(op, options, mode, **wanted), check)
 
     return checked
+
+
+def _check_dtype(module: ModuleType, entry: contract.Op, direction: str, arrays: Sequence[Array]) -> None:
+    known = dtypes_of(module, entry.name, direction)
+    for argument, array in zip(entry.arguments, arrays, strict=True):
+        if argument.is_float and contract.dtype_name(array) not in known:
+            what = f"{module.__name__.rpartition('.')[2]} computes {entry.name} {direction}"
+            raise Unsupported(f"{what} in {', '.join(known)} only, not in {contract.dtype_name(array)}")
 
 
 def bare_ops(module: ModuleType, **replaced: Callable[..., Any]) -> SimpleNamespace:

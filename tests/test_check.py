@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
 
 import fake_backends
@@ -43,6 +44,36 @@ def test_a_refusal_of_what_is_offered_has_failed():
 )
 def test_a_backend_says_what_it_offers(limits, offered):
     assert protocol.offers(SimpleNamespace(**limits), CASE) == offered
+
+
+HALF = {d: cases.case("dense", d, parity.SMALL["dense"], "bfloat16") for d in ("forward", "forward_backward")}
+
+
+@pytest.mark.parametrize(
+    ("limits", "forward", "backward"),
+    [
+        ({}, False, False),
+        ({"HALVES": ("float16",)}, False, False),
+        ({"HALVES": ("float16", "bfloat16")}, True, True),
+        ({"FORWARD_HALVES": {"bfloat16": ("dense", "lstm")}}, True, False),
+        ({"FORWARD_HALVES": {"bfloat16": ("conv2d",), "float16": ("dense",)}}, False, False),
+        ({"HALVES": ("bfloat16",), "DIRECTIONS": ("forward",)}, True, False),
+    ],
+)
+def test_a_backend_says_which_halves_it_offers(limits, forward, backward):
+    backend = SimpleNamespace(**limits)
+    assert [protocol.offers(backend, case) for case in HALF.values()] == [forward, backward]
+    assert not protocol.offers(backend, cases.parse("mnist_mlp/train_step/N128/bfloat16"))
+
+
+def test_an_unknown_dtype_is_told_with_the_choices(monkeypatch):
+    for dtype, message in (("float8", "unknown dtype 'float8'; the dtypes are: float32, float64, float16, bfloat16"),
+                           ("bfloat16", "from the package ml_dtypes; run: pip install ml_dtypes")):  # fmt: skip
+        monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+        for case_id in (f"dense/forward/N3-I5-O7/{dtype}", f"mnist_mlp/train_step/N128/{dtype}"):
+            result = CliRunner().invoke(cli.main, ["bench", "--case", case_id, "--backends", "numpy"])
+            assert result.exit_code
+            assert message in " ".join(result.output.split())
 
 
 def test_a_device_that_is_not_there_is_told_before_any_case(tmp_path, monkeypatch):

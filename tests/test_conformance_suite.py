@@ -20,6 +20,27 @@ def test_the_fault_is_caught(fault):
     assert set(caught(fault)) == FAULTS[fault][0]
 
 
+#: seen by halves with their default options; "a result a little off" is less than their last digit
+IN_HALVES = set(FAULTS) - {"hard sigmoids of Keras 3", "off-by-one padding", "a result a little off", "wrong dtype",
+                           "gradient in the wrong dtype"}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", [None, *sorted(IN_HALVES)])
+def test_the_fault_is_caught_in_halves(fault):
+    in_float16 = [case for case in parity.half_cases() if case.dtype == "float16"]
+    assert set(caught(fault, cases=in_float16)) == (FAULTS[fault][0] if fault else set())
+
+
+def test_the_reference_of_halves_is_float64():
+    case = cases.case("dense", "forward_backward", parity.SMALL["dense"], "bfloat16")
+    reference, ((x, w, b), dy) = parity._op_reference(case), case.arrays()
+    assert {array.dtype.name for array in (x, w, b, dy)} == {"bfloat16"}
+    assert {array.dtype.name for array in reference.values()} == {"float64"}
+    x, w, b, dy = (array.astype(np.float64) for array in (x, w, b, dy))
+    np.testing.assert_allclose(reference["y"], x @ w + b, rtol=1e-12)
+    np.testing.assert_allclose(reference["g1"], x.T @ dy, rtol=1e-12)
+
+
 FULL_SIZE = {
     "dense": cases.case("dense", "forward_backward", {"N": 32, "I": 128, "O": 33}, activation="relu"),
     "conv2d": cases.case(

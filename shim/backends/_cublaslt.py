@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from shim.backends import _cuda_stopwatch
 
-FLOAT32, COMPUTE_32F, COMPUTE_TF32 = 0, 68, 77  # cudaDataType, cublasComputeType_t
+KINDS = {"float32": 0, "float16": 2, "bfloat16": 14}  # cudaDataType
+COMPUTE_32F, COMPUTE_TF32 = 68, 77  # cublasComputeType_t
 TRANSPOSE_A, TRANSPOSE_B, EPILOGUE, BIAS_POINTER = 3, 4, 7, 8  # cublasLtMatmulDescAttributes_t
 DEFAULT, BIAS, RELU_BIAS = 1, 4, 6  # cublasLtEpilogue_t
 WORKSPACE_BYTES, ALIGNMENTS = 1, (5, 6, 7, 8)  # cublasLtMatmulPreferenceAttributes_t; of A, B, C, D
@@ -83,7 +84,7 @@ class Library:
         return handle
 
     def description(self, compute, transposed_a, transposed_b, epilogue):
-        handle = self.created("cublasLtMatmulDescCreate", compute, FLOAT32)
+        handle = self.created("cublasLtMatmulDescCreate", compute, KINDS["float32"])
         for attribute, value in ((TRANSPOSE_A, transposed_a), (TRANSPOSE_B, transposed_b), (EPILOGUE, epilogue)):
             self.set(handle, attribute, c_int(value))
         return handle
@@ -101,15 +102,18 @@ class Matrix:
     ld: int
     transposed: bool
     alignment: int
+    dtype: str = "float32"
 
     @classmethod
     def of(cls, array, address):
         (rows, columns), (down, right), size = array.shape, array.strides, array.dtype.itemsize
         alignment = min(ALIGNED, address & -address)
         if (right == size or columns == 1) and (down >= columns * size or rows == 1):
-            return cls(rows, columns, max(columns, down // size if rows > 1 else 0), False, alignment)
+            ld = max(columns, down // size if rows > 1 else 0)
+            return cls(rows, columns, ld, False, alignment, array.dtype.name)
         if (down == size or rows == 1) and (right >= rows * size or columns == 1):
-            return cls(rows, columns, max(rows, right // size if columns > 1 else 0), True, alignment)
+            ld = max(rows, right // size if columns > 1 else 0)
+            return cls(rows, columns, ld, True, alignment, array.dtype.name)
         raise ValueError(f"neither rows nor columns of this matrix are contiguous: {array.shape}, {array.strides}")
 
     @property
@@ -119,10 +123,13 @@ class Matrix:
 
 
 class Products:
-    """``products(a, b, out)`` on matrices of CuPy in float32; ``tf32`` lets the library round what it multiplies."""
+    """``products(a, b, out)`` on matrices of CuPy, all of one of :data:`KINDS`; sums are float32.
+
+    ``tf32`` lets the library round what it multiplies in float32.
+    """
 
     def __init__(self, cupy, tf32=False):
-        self._cupy, self._compute = cupy, COMPUTE_TF32 if tf32 else COMPUTE_32F
+        self._cupy, self._compute = cupy, {"float32": COMPUTE_TF32} if tf32 else {}
         cupy.cuda.get_cublas_handle()  # loads the library
         self._library = Library(f"libcublasLt.so.{cupy.cuda.runtime.runtimeGetVersion() // 1000}")
         self._handle = self._library.created("cublasLtCreate")
@@ -147,7 +154,7 @@ class Products:
         return out
 
     def _planned(self, key, a, b, out, bias):
-        plan = Plan(self._library, self._compute, *key)
+        plan = Plan(self._library, self._compute.get(out.dtype.name, COMPUTE_32F), *key)
         found = plan.algorithms(self._handle)
         if len(found) > 1:
             scratch = self._cupy.empty((out.shape[0], out.strides[0] // out.itemsize), out.dtype)
@@ -186,7 +193,8 @@ class Plan:
         self._library, self._matrices = library, (b, a, out, out)
         self.description = library.description(compute, b.transposed, a.transposed, epilogue)
         self.left, self.right, self.result = (
-            library.created("cublasLtMatrixLayoutCreate", FLOAT32, *matrix.in_columns) for matrix in (b, a, out)
+            library.created("cublasLtMatrixLayoutCreate", KINDS[matrix.dtype], *matrix.in_columns)
+            for matrix in (b, a, out)
         )
         self.beta, self.algorithm = ONE if add else ZERO, None
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from shim.backends import _handwritten
 from shim.backends._cuda_kernels import blocks_of
+from shim.contract import HALVES
 
+PRODUCTS = ("float32", *HALVES)  # dtypes
 LINES = 16  # rows that a block reads at a time
 LEAST = 16  # rows for a thread, before others share the columns
 PARTS = 128  # blocks that share some columns, at most
 
 
 def dense(cuda, work, x, w, b, *, activation=None):
-    if x.dtype != "float32":
+    if x.dtype.name not in PRODUCTS:
         return _handwritten.dense(work, x, w, b, activation=activation)
     xp, rectify = cuda.xp, activation == "relu"
     y = cuda.product(x, w, xp.empty((len(x), w.shape[1]), x.dtype), bias=b, rectify=rectify)
@@ -27,6 +29,9 @@ def dense(cuda, work, x, w, b, *, activation=None):
 def rectified_sums(cuda, work, y, dy):
     """Return ``dy`` where ``y`` is positive, all of it without ``y``, and its sum over all axes but the last."""
     xp, columns = cuda.xp, dy.shape[-1]
+    if dy.dtype != "float32":
+        dz = dy if y is None else dy * (y > 0).astype(dy.dtype)
+        return dz, dz.reshape(-1, columns).sum(axis=0)
     rows, dz, sums = dy.size // columns, dy, xp.empty(columns, dy.dtype)
     if y is not None:
         dz = xp.empty(dy.shape, dy.dtype)
@@ -52,7 +57,8 @@ class ArrayProducts:
         self._xp = xp
 
     def __call__(self, a, b, out, bias=None, rectify=False, add=False):
-        product = self._xp.matmul(a, b)
+        wide = "float32" if a.itemsize == 2 else a.dtype
+        product = self._xp.matmul(a.astype(wide, copy=False), b.astype(wide, copy=False))
         if bias is not None:
             product += bias
         if rectify:

@@ -24,7 +24,7 @@ from shim.backends._cuda_device import open_device
 
 FOLDER = Path(__file__).parent / "kernels"
 FILES = ("lstm", "columns", "embedding_average", "conv2d", "glue", "optimizers")
-DTYPES = ("float32", "int32", "uint8", "uint64")
+DTYPES = ("float32", "float16", "bfloat16", "int32", "uint8", "uint64")
 STATIC_LIMIT = 48 << 10  # bytes of shared memory; above, a kernel has to ask for them
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g")
 
@@ -125,7 +125,7 @@ def _argument(value):
         return np.float32(value)
     if isinstance(value, int):
         return np.int32(value)
-    if not (value.flags.c_contiguous and value.dtype in DTYPES):
+    if not (value.flags.c_contiguous and value.dtype.name in DTYPES):
         raise ValueError(f"kernels take contiguous arrays of {' or '.join(DTYPES)}, not {value.dtype} {value.shape}")
     return value
 

@@ -1,8 +1,9 @@
 """Ops on CUDA kernels where these are faster than array functions.
 
 The functions of :data:`OPS` are called like those of :mod:`shim.backends._handwritten`, after a :class:`CudaOps`, and
-return the same: a result and its pullback. They compute in float32; for another dtype, and for shapes that have no
-kernels, they leave it to those functions. ``conv2d_max_pool2d`` is two ops in one, for convolutions by cuDNN alone.
+return the same: a result and its pullback. They compute in float32, those of :data:`HALF_OPS` forward in 16 bits, too;
+for another dtype, and for shapes that have no kernels, they leave it to those functions. ``conv2d_max_pool2d`` is two
+ops in one, for convolutions by cuDNN alone.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import functools
 
 from shim.backends import _cuda_conv2d, _cuda_dense, _cuda_glue, _cuda_lstm, _cuda_tables, _cuda_updates, _cudnn_ops
 from shim.backends._cuda_kernels import Kernels
+from shim.contract import HALVES
 
 OPS = {
     function.__name__: function
@@ -23,8 +25,16 @@ OPS = {
 }  # fmt: skip
 
 
+HALF_OPS = ("dense", "embedding_average", "embedding")
+
+
 def has_kernels(op, dtype, **dims):
-    """Return whether an op runs on kernels in a dtype and with dimensions named as in the contract."""
+    """Return whether an op runs on kernels in a dtype and with dimensions named as in the contract.
+
+    In dtypes of 16 bits this is about the forward pass.
+    """
+    if dtype in HALVES:
+        return op in HALF_OPS
     if op in ("lstm", "bilstm"):
         return _cuda_lstm.has_kernels(dtype, dims["H"])
     if op == "conv2d":

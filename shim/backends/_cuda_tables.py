@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from types import SimpleNamespace
 
 import numpy as np
 
 from shim.backends import _handwritten
 from shim.backends._cuda_kernels import blocks_of
+from shim.contract import HALVES
 
-VECTORS = (4, 2, 1)  # floats that a thread reads at once
+VECTORS = (16, 8, 4, 2)  # bytes that a thread reads at once
+FORWARD = ("float32", *HALVES)  # dtypes of a table; gradients are float32
 BLOCK = 256  # threads
 WIDEST = 1024  # threads of a block that averages one sample
 POSITIONS_OF_GROUP = 4  # that one group of lanes has under way
@@ -61,46 +64,57 @@ def step_of(cuda):
     return cuda.step
 
 
-def lanes(width):
+def lanes(width, itemsize=4):
     """Return how many threads share a row of so many floats, and the floats of each access."""
-    vector = next(size for size in VECTORS if width % size == 0)
+    vector = next(size // itemsize for size in VECTORS if width * itemsize % size == 0)
     return next((n for n in (8, 16) if width // vector <= n), 32), vector
 
 
 def embedding_average(cuda, work, ids, table, *, padding_id=None, table_gradient="dense"):
     options = {"padding_id": padding_id, "table_gradient": table_gradient}
-    if table.dtype != "float32":
-        return _handwritten.embedding_average(work, ids, table, **options)
+    by_hand = functools.partial(_handwritten.embedding_average, work, ids, table, **options)
+    if table.dtype.name not in FORWARD:
+        return by_hand()
     xp, (n, t), width = cuda.xp, ids.shape, table.shape[1]
-    launch, (lane_count, vector) = cuda.kernels("embedding_average"), lanes(width)
+    launch, (lane_count, vector) = cuda.kernels("embedding_average"), lanes(width, table.itemsize)
     padding = -1 if padding_id is None else padding_id
-    y, shares = xp.empty((n, width), table.dtype), xp.empty(n, table.dtype)
+    y, shares = xp.empty((n, width), table.dtype), xp.empty(n, "float32")
     threads = min(WIDEST, max(32, _rounded_up(lane_count * blocks_of(t, POSITIONS_OF_GROUP), 32)))
     shared = 4 * (threads * vector + threads // lane_count)
     args = ids, table, y, shares, t, width, padding, lane_count
-    launch(f"average_{vector}", (n,), (threads,), *args, shared=shared)
+    launch(f"average_{_named(table, vector)}", (n,), (threads,), *args, shared=shared)
 
     def pullback(dy, first=True):
+        if table.dtype != "float32":
+            return by_hand()[1](dy)
         return [_table_gradient(cuda, work, ids, table, dy, shares, padding, table_gradient)]
 
     return y, pullback
 
 
 def embedding(cuda, work, ids, table, *, table_gradient="dense"):
-    if table.dtype != "float32":
-        return _handwritten.embedding(work, ids, table, table_gradient=table_gradient)
+    by_hand = functools.partial(_handwritten.embedding, work, ids, table, table_gradient=table_gradient)
+    if table.dtype.name not in FORWARD:
+        return by_hand()
 
     def pullback(dy, first=True):
+        if table.dtype != "float32":
+            return by_hand()[1](dy)
         alone = ids.reshape(-1, 1)  # each position is an average of one
         shares = work(_ones, len(alone), table.dtype)
         return [_table_gradient(cuda, work, alone, table, dy, shares, -1, table_gradient)]
 
-    width, (lane_count, vector) = table.shape[1], lanes(table.shape[1])
+    width, (lane_count, vector) = table.shape[1], lanes(table.shape[1], table.itemsize)
     y = cuda.xp.empty((*ids.shape, width), table.dtype)
     args = ids, table, y, ids.size, width, lane_count
     grid = (blocks_of(ids.size, BLOCK // lane_count),)
-    cuda.kernels("embedding_average")(f"gather_{vector}", grid, (BLOCK,), *args)
+    cuda.kernels("embedding_average")(f"gather_{_named(table, vector)}", grid, (BLOCK,), *args)
     return y, pullback
+
+
+def _named(table, vector):
+    """Return the end of the name of a kernel for a table."""
+    return vector if table.dtype == "float32" else f"{table.dtype.name}_{vector}"
 
 
 def _table_gradient(cuda, work, ids, table, dy, shares, padding, table_gradient):

@@ -15,6 +15,7 @@ import warnings
 import cupy
 import numpy as np
 
+from shim import contract
 from shim.backends import _cuda_device, _cuda_ops, _cudnn_ops, _handwritten
 from shim.backends._cublaslt import Products
 from shim.backends._cuda_glue import SplitMix64
@@ -28,7 +29,8 @@ from shim.protocol import check_choice, program
 
 DEVICES = ("cuda",)
 MODES = ("graph", "eager")  # in both, ops alone are launched one by one
-HALVES = ("float16", "bfloat16")
+HALVES = ("float16",)
+FORWARD_HALVES = {"bfloat16": _cuda_ops.HALF_OPS}  # CuPy's array functions are not known to keep that dtype
 FUSES = ("graph",)  # what shim.protocol.fuses reads
 PRECISIONS = ("float32", "tf32")
 
@@ -162,6 +164,9 @@ def implementation(case, mode=MODES[0]):
             return f"cuDNN convolution{f', {path}' if path else ''}"
         if case.op in ("lstm", "bilstm") and gates == "sigmoid":
             return "cuDNN LSTM"
+    if kernels and case.dtype in contract.HALVES:
+        path = "cuBLASLt product with bias and rectifier" if case.op == "dense" else "own kernels"
+        return f"{path}; gradient: array functions"
     return (KERNELS if kernels else ARRAY_FUNCTIONS).get(case.op, "own kernels" if kernels else "array functions")
 
 

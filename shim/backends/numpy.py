@@ -16,7 +16,7 @@ import numpy as np
 from shim.backends import _handwritten
 from shim.backends._handwritten_programs import Programs, Trainer, define_ops
 from shim.backends._updates import update
-from shim.protocol import Unsupported, check_choice, program
+from shim.protocol import check_choice, program
 
 DEVICES = ("cpu",)
 MODES = ("eager",)
@@ -39,8 +39,6 @@ def setup(device="cpu", precision="float32", threads=None):
 
 
 def to_device(value):
-    if value.dtype.name == "bfloat16":
-        raise Unsupported("NumPy computes in float16, float32 and float64 only, not in bfloat16")
     return np.array(value, order="C")
 
 

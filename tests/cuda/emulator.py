@@ -28,7 +28,7 @@ class Poisoned:
         return getattr(np, name)
 
     def empty(self, shape, dtype):
-        return np.full(shape, np.nan if np.dtype(dtype).kind == "f" else np.iinfo(dtype).min, dtype)
+        return np.full(shape, np.iinfo(dtype).min if np.dtype(dtype).kind in "iu" else np.nan, dtype)
 
 
 class Emulator:

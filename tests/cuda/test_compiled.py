@@ -49,7 +49,8 @@ def test_other_kernels_are_light(architecture, name, registers):
     """With 32 registers a multiprocessor is full of threads, with 64 a block may have 1024."""
     for kernel, found in compiled(Kernels(name), architecture).items():
         assert found.spilled == found.shared == 0
-        assert found.registers <= (32 if kernel.startswith(("average", "scatter", "descend")) else registers)
+        full = kernel.startswith(("average", "scatter", "descend")) and not kernel.endswith("float16_8")
+        assert found.registers <= (32 if full else registers)
 
 
 @pytest.mark.parametrize("architecture", SHARED)

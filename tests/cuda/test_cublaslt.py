@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from emulator import missing
 
+from shim import contract
 from shim.backends import _cublaslt
 from shim.backends._cublaslt import Algorithm, CublasError, Library, Matrix, Plan
 
@@ -82,6 +83,19 @@ def test_a_plan_describes_all_matrices(library):
     assert plan.beta.value == 1
     with pytest.raises(ValueError, match="must be contiguous"):
         Plan(library, _cublaslt.COMPUTE_32F, *matrices[:2], matrices[1], _cublaslt.DEFAULT, add=False)
+
+
+@pytest.mark.parametrize(("dtype", "kind"), _cublaslt.KINDS.items())
+def test_a_layout_has_the_dtype_of_its_matrix(library, dtype, kind):
+    contract.check_dtype(dtype)
+    matrices = [Matrix.of(np.zeros((5, 5), dtype), 1 << 12)] * 3
+    plan = Plan(library, _cublaslt.COMPUTE_32F, *matrices, _cublaslt.BIAS, add=False)
+    for layout, wanted in ((plan.left, kind), (plan.right, kind), (plan.result, kind)):
+        value, written = ctypes.c_int(-1), ctypes.c_size_t()
+        status = library._library.cublasLtMatrixLayoutGetAttribute(
+            layout, 0, ctypes.byref(value), ctypes.c_size_t(4), ctypes.byref(written)
+        )
+        assert (status, value.value, written.value) == (0, wanted, 4)
 
 
 SQUARE = np.zeros((6, 6), np.float32)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from emulator import Poisoned, average, dense, embedded, images, lstm
 
-from shim import cases, parity
+from shim import cases, contract, parity
 from shim.backends import _cuda_updates, _handwritten
 from shim.backends._cuda_conv2d import BLOCK, image_tile
 from shim.backends._cuda_glue import SplitMix64
@@ -93,6 +93,50 @@ def test_an_average_agrees_at_many_widths(emulator, width, padding_id, determini
 @pytest.mark.parametrize(("n", "t"), [(1, 1), (130, 3), (3, 400), (2, 1100)])
 def test_an_average_agrees_at_many_lengths(emulator, n, t):
     emulator.verify(average(n, t, 19, 6, padding_id=0))
+
+
+def half(op, dtype, width, **options):
+    return cases.case(op, "forward", {"N": 5, "T": 37, "V": 11, "D": width}, dtype, **options)
+
+
+@pytest.mark.parametrize("dtype", contract.HALVES)
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 8, 24, 50, 66, 100, 264, 520])
+def test_tables_of_16_bits_agree_at_many_widths(emulator, dtype, width):
+    for padding_id in (None, 0):
+        emulator.verify(half("embedding_average", dtype, width, padding_id=padding_id))
+    emulator.verify(half("embedding", dtype, width))
+    vector = next(size for size in (8, 4, 2, 1) if width % size == 0)
+    assert emulator.launched == {f"average_{dtype}_{vector}", f"gather_{dtype}_{vector}"}
+
+
+@pytest.mark.parametrize("dtype", contract.HALVES)
+def test_every_number_of_16_bits_is_its_own_average(emulator, dtype):
+    contract.check_dtype(dtype)
+    table = np.arange(2**16, dtype=np.uint16).view(dtype).reshape(-1, 8)
+    ids = np.arange(len(table), dtype=np.int32).reshape(-1, 1)
+    y, _ = emulator.ops().embedding_average(Workspace(Poisoned()), ids, table)
+    np.testing.assert_array_equal(y.astype(np.float32), table.astype(np.float32))  # NaN too
+
+
+@pytest.mark.parametrize("dtype", contract.HALVES)
+def test_averages_are_rounded_to_the_nearest_number_of_16_bits(emulator, dtype):
+    table = np.random.default_rng(0).normal(size=(400, 8)).astype(dtype)
+    ids = np.arange(400, dtype=np.int32).reshape(-1, 2)
+    y, _ = emulator.ops().embedding_average(Workspace(Poisoned()), ids, table)
+    wanted = table.astype(np.float32).reshape(200, 2, 8).sum(axis=1) * np.float32(0.5)
+    np.testing.assert_array_equal(y, wanted.astype(dtype))
+
+
+@pytest.mark.parametrize("dtype", contract.HALVES)
+def test_a_layer_of_16_bits_is_one_product(emulator, dtype):
+    emulator.verify(cases.case("dense", "forward", {"N": 5, "I": 37, "O": 11}, dtype, activation="relu"))
+    assert not emulator.launched
+
+
+@pytest.mark.parametrize("op", ["dense", "embedding", "embedding_average"])
+def test_gradients_of_16_bits_are_left_to_array_functions(emulator, op):
+    emulator.verify(cases.case(op, "forward_backward", parity.SMALL[op], "float16"))
+    assert not {kernel for kernel in emulator.launched if "float16" not in kernel}
 
 
 @pytest.mark.parametrize("padding_id", [None, 0])
@@ -417,6 +461,12 @@ CHECKS = {
     "lstm_backward": lambda e, **how: e.verify(lstm(3, 4, 33, op="bilstm"), **how),
     "rectified_sums": lambda e, **how: e.verify(dense(600, 37, activation="relu"), **how),
     **{f"average_{k}": lambda e, k=k, **how: e.verify(average(3, 37, 11, 33 * k), **how) for k in (1, 2, 4)},
+    **{
+        f"{name}_{dtype}_{k}": lambda e, op=op, dtype=dtype, k=k, **how: e.verify(half(op, dtype, 33 * k), **how)
+        for name, op in (("average", "embedding_average"), ("gather", "embedding"))
+        for dtype in contract.HALVES
+        for k in (1, 2, 4, 8)
+    },
     **{f"scatter_{k}": lambda e, k=k, **how: e.verify(average(3, 9, 3, 3 * k), **how) for k in (1, 2, 4)},
     **{
         f"{name}_{k}": lambda e, k=k, **how: e.verify(average(3, 90, 2, 3 * k), deterministic=True, **how)
@@ -505,6 +555,8 @@ def test_a_missing_barrier_is_seen(emulator, file, k):
 
 
 FAULTS = {
+    "the other 16 bits": ("average_bfloat16_2", "FORWARD(SIZE, BFloat16,", "FORWARD(SIZE, Float16,"),
+    "a number not widened": ("average_float16_8", "sum[e] += wide(rows[k].v[e])", "sum[e] += rows[k].v[e].bits"),
     "a row looked for in vain": ("sum_table_1", "start += warps * LOOKED_AT", "start += (warps + 1) * LOOKED_AT"),
     "the row of another position": (
         "gather_1",

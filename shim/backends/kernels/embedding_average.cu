@@ -1,8 +1,9 @@
 // The mean of the rows of a table that each sample names, its gradient by atomics or by runs of equal ids, and descent
 // along it for those rows alone.
 //
-// `lanes` threads (8, 16 or 32) share a row, each with vectors of 1, 2 or 4 floats; the kernels end in that number. The
-// width of a table must be a multiple of it. Positions that hold `padding` are left out; -1 leaves out none.
+// `lanes` threads (8, 16 or 32) share a row, each with vectors of 1, 2 or 4 floats, or up to 8 of 16 bits; the kernels
+// end in that number. The width of a table must be a multiple of it. Positions that hold `padding` are left out; -1
+// leaves out none. Tables of float16 and bfloat16 have no kernels for gradients; sums are of floats all the same.
 // Axes: N samples, T positions, V rows of the table, W floats of a row (`width`).
 #ifdef EMULATED
 #include "emulation.h"
@@ -10,24 +11,48 @@
 #define DYNAMIC_SHARED(type, name) extern __shared__ type name[]
 #endif
 
-template <int SIZE>
-struct __attribute__((aligned(4 * SIZE))) Vector {
-  float v[SIZE];
+template <int SIZE, class T = float>
+struct __attribute__((aligned(sizeof(T) * SIZE))) Vector {
+  T v[SIZE];
 };
 
-template <int SIZE>
-__device__ __forceinline__ Vector<SIZE> vector_at(const float* p) {
-  return *reinterpret_cast<const Vector<SIZE>*>(p);
+template <int SIZE, class T>
+__device__ __forceinline__ Vector<SIZE, T> vector_at(const T* p) {
+  return *reinterpret_cast<const Vector<SIZE, T>*>(p);
 }
+
+struct Float16 {
+  unsigned short bits;
+};
+struct BFloat16 {
+  unsigned short bits;
+};
+
+__device__ __forceinline__ float wide(float x) { return x; }
+__device__ __forceinline__ void narrow(float x, float& y) { y = x; }
+#ifdef __CUDA_ARCH__
+__device__ __forceinline__ float wide(Float16 x) {
+  float y;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
+  return y;
+}
+__device__ __forceinline__ void narrow(float x, Float16& y) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x)); }
+__device__ __forceinline__ float wide(BFloat16 x) { return __uint_as_float((unsigned)x.bits << 16); }
+__device__ __forceinline__ void narrow(float x, BFloat16& y) { asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x)); }
+#else
+__device__ __forceinline__ float wide(Float16 x) { return float_of_half(x.bits); }
+__device__ __forceinline__ void narrow(float x, Float16& y) { y.bits = half_of_float(x); }
+__device__ __forceinline__ float wide(BFloat16 x) { return float_of_bfloat16(x.bits); }
+__device__ __forceinline__ void narrow(float x, BFloat16& y) { y.bits = bfloat16_of_float(x); }
+#endif
 
 constexpr int IN_FLIGHT = 4;  // rows that a group of lanes reads before it adds them up
 
 // Grid N. Leaves the mean in y (N, W) and in shares (N) what a position contributes to it: 1 / positions that count.
 // Shared memory: float[blockDim.x * SIZE], int[blockDim.x / lanes]. All sums have a fixed order.
-template <int SIZE>
-__device__ __forceinline__ void average(const int* __restrict__ ids, const float* __restrict__ table,
-                                        float* __restrict__ y, float* __restrict__ shares, int positions, int width,
-                                        int padding, int lanes) {
+template <int SIZE, class T>
+__device__ __forceinline__ void average(const int* __restrict__ ids, const T* __restrict__ table, T* __restrict__ y,
+                                        float* __restrict__ shares, int positions, int width, int padding, int lanes) {
   DYNAMIC_SHARED(float, sums);
   int* counts = reinterpret_cast<int*>(sums + blockDim.x * SIZE);
   const int groups = blockDim.x / lanes, group = threadIdx.x / lanes, lane = threadIdx.x % lanes;
@@ -41,7 +66,7 @@ __device__ __forceinline__ void average(const int* __restrict__ ids, const float
     float sum[SIZE] = {};
     if (column < width)
       for (int t = group; t < positions; t += IN_FLIGHT * groups) {
-        Vector<SIZE> rows[IN_FLIGHT] = {};
+        Vector<SIZE, T> rows[IN_FLIGHT] = {};
 #pragma unroll
         for (int k = 0; k < IN_FLIGHT; ++k) {
           const int at = t + k * groups, id = at < positions ? __ldg(ids + at) : padding;
@@ -50,7 +75,7 @@ __device__ __forceinline__ void average(const int* __restrict__ ids, const float
 #pragma unroll
         for (int k = 0; k < IN_FLIGHT; ++k)
 #pragma unroll
-          for (int e = 0; e < SIZE; ++e) sum[e] += rows[k].v[e];
+          for (int e = 0; e < SIZE; ++e) sum[e] += wide(rows[k].v[e]);
       }
 #pragma unroll
     for (int e = 0; e < SIZE; ++e) sums[threadIdx.x * SIZE + e] = sum[e];
@@ -62,7 +87,7 @@ __device__ __forceinline__ void average(const int* __restrict__ ids, const float
     for (int e = threadIdx.x; e < lanes * SIZE && start + e < width; e += blockDim.x) {
       float mean = 0.f;
       for (int k = 0; k < groups; ++k) mean += sums[k * lanes * SIZE + e];
-      y[(size_t)blockIdx.x * width + start + e] = mean * share;
+      narrow(mean * share, y[(size_t)blockIdx.x * width + start + e]);
     }
     __syncthreads();
   }
@@ -227,14 +252,14 @@ __device__ __forceinline__ void sum_table(const int* __restrict__ ids, const flo
 }
 
 // Copy the row of each of `total` positions to y (total, W), one group of lanes for each.
-template <int SIZE>
-__device__ __forceinline__ void gather(const int* __restrict__ ids, const float* __restrict__ table,
-                                       float* __restrict__ y, int total, int width, int lanes) {
+template <int SIZE, class T>
+__device__ __forceinline__ void gather(const int* __restrict__ ids, const T* __restrict__ table, T* __restrict__ y,
+                                       int total, int width, int lanes) {
   const int at = blockIdx.x * (blockDim.x / lanes) + threadIdx.x / lanes;
   if (at >= total) return;
-  const float* row = table + (size_t)__ldg(ids + at) * width;
+  const T* row = table + (size_t)__ldg(ids + at) * width;
   for (int column = threadIdx.x % lanes * SIZE; column < width; column += lanes * SIZE)
-    *reinterpret_cast<Vector<SIZE>*>(y + (size_t)at * width + column) = vector_at<SIZE>(row + column);
+    *reinterpret_cast<Vector<SIZE, T>*>(y + (size_t)at * width + column) = vector_at<SIZE>(row + column);
 }
 
 // Descend along the gradient of the rows that a step touched, and clear it if asked to. One group of lanes for each of
@@ -260,11 +285,25 @@ __device__ __forceinline__ void descend(float* __restrict__ p, const int* __rest
   }
 }
 
-#define KERNELS(SIZE)                                                                                                  \
-  extern "C" __global__ void __launch_bounds__(1024) average_##SIZE(                                                   \
-      const int* ids, const float* table, float* y, float* shares, int positions, int width, int padding, int lanes) { \
+#define FORWARD(SIZE, T, NAMED)                                                                                        \
+  extern "C" __global__ void __launch_bounds__(1024) average_##NAMED(                                                  \
+      const int* ids, const T* table, T* y, float* shares, int positions, int width, int padding, int lanes) {         \
     average<SIZE>(ids, table, y, shares, positions, width, padding, lanes);                                            \
   }                                                                                                                    \
+  extern "C" __global__ void __launch_bounds__(256) gather_##NAMED(const int* ids, const T* table, T* y, int total,    \
+                                                                   int width, int lanes) {                             \
+    gather<SIZE>(ids, table, y, total, width, lanes);                                                                  \
+  }
+#define HALVES(SIZE)                            \
+  FORWARD(SIZE, Float16, float16_##SIZE)        \
+  FORWARD(SIZE, BFloat16, bfloat16_##SIZE)
+HALVES(1)
+HALVES(2)
+HALVES(4)
+HALVES(8)
+
+#define KERNELS(SIZE)                                                                                                  \
+  FORWARD(SIZE, float, SIZE)                                                                                           \
   extern "C" __global__ void __launch_bounds__(256) scatter_##SIZE(                                                    \
       const int* ids, const float* shares, const float* dy, float* dtable, int* touched, int* stamps, const int* step, \
       int total, int positions, int width, int padding, int lanes, int longest) {                                      \
@@ -288,10 +327,6 @@ __device__ __forceinline__ void descend(float* __restrict__ p, const int* __rest
       const int* ids, const float* shares, const float* dy, float* dtable, int total, int positions, int width,        \
       int padding) {                                                                                                   \
     sum_table<SIZE>(ids, shares, dy, dtable, total, positions, width, padding);                                        \
-  }                                                                                                                    \
-  extern "C" __global__ void __launch_bounds__(256) gather_##SIZE(const int* ids, const float* table, float* y,        \
-                                                                  int total, int width, int lanes) {                   \
-    gather<SIZE>(ids, table, y, total, width, lanes);                                                                  \
   }
 KERNELS(1)
 KERNELS(2)
@@ -301,6 +336,14 @@ KERNELS(4)
 EMULATE(average_1)
 EMULATE(average_2)
 EMULATE(average_4)
+EMULATE(average_float16_1)
+EMULATE(average_float16_2)
+EMULATE(average_float16_4)
+EMULATE(average_float16_8)
+EMULATE(average_bfloat16_1)
+EMULATE(average_bfloat16_2)
+EMULATE(average_bfloat16_4)
+EMULATE(average_bfloat16_8)
 EMULATE(scatter_1)
 EMULATE(scatter_2)
 EMULATE(scatter_4)
@@ -316,6 +359,14 @@ EMULATE(sum_table_4)
 EMULATE(gather_1)
 EMULATE(gather_2)
 EMULATE(gather_4)
+EMULATE(gather_float16_1)
+EMULATE(gather_float16_2)
+EMULATE(gather_float16_4)
+EMULATE(gather_float16_8)
+EMULATE(gather_bfloat16_1)
+EMULATE(gather_bfloat16_2)
+EMULATE(gather_bfloat16_4)
+EMULATE(gather_bfloat16_8)
 EMULATE(descend_1)
 EMULATE(descend_2)
 EMULATE(descend_4)

@@ -246,3 +246,33 @@ void __stcs(T* p, T value) {
   *p = value;
 }
 inline float __fdividef(float x, float y) { return x / y; }
+
+// Floats of 16 bits, to the nearest and to the even one of two.
+inline float float_of_half(unsigned short bits) {
+  const int exponent = bits >> 10 & 31, fraction = bits & 1023;
+  float size = exponent ? std::ldexp(1024.f + fraction, exponent - 25) : std::ldexp((float)fraction, -24);
+  if (exponent == 31) size = fraction ? NAN : INFINITY;
+  return bits >> 15 ? -size : size;
+}
+inline unsigned short half_of_float(float x) {
+  const unsigned short sign = std::signbit(x) << 15;
+  if (x != x) return 0x7FFF;
+  if (x == 0.f) return sign;
+  if (std::fabs(x) >= 65520.f) return sign | 0x7C00;
+  int exponent;
+  std::frexp(x, &exponent);
+  exponent = max(exponent, -13);  // below, numbers are as far apart as there
+  return sign + (exponent + 13) * 1024 + (int)std::nearbyint(std::ldexp(std::fabs(x), 11 - exponent));
+}
+inline float float_of_bfloat16(unsigned short bits) {
+  const uint32_t word = (uint32_t)bits << 16;
+  float x;
+  std::memcpy(&x, &word, sizeof x);
+  return x;
+}
+inline unsigned short bfloat16_of_float(float x) {
+  if (x != x) return 0x7FFF;
+  uint32_t word;
+  std::memcpy(&word, &x, sizeof x);
+  return (word + 0x7FFF + (word >> 16 & 1)) >> 16;
+}
