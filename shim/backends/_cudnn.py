@@ -1,4 +1,4 @@
-"""cuDNN 9: convolutions and LSTMs in float32, for shapes that have no kernels of our own.
+"""cuDNN 9: convolutions in float32 and float16, and LSTMs in float32, for shapes that have no kernels of our own.
 
 CuPy comes without cuDNN since release 14. Each shape gets a plan at its first call: descriptors, scratch memory and,
 for a convolution, the fastest of all algorithms in both layouts, timed on the arrays of that call. Later calls launch
@@ -19,11 +19,14 @@ from shim.backends._cudnn_library import (
     ADD,
     DEFAULT_MATH,
     DIRECTIONS,
+    FLOAT,
     FMA_MATH,
     INFERENCE,
+    KINDS,
     NCHW,
     NHWC,
     PRECOMPUTED,
+    TENSOR_OP_MATH,
     TRAINING,
     CudnnError,
     Library,
@@ -31,7 +34,11 @@ from shim.backends._cudnn_library import (
 
 WORKSPACE = 2**28  # bytes that an algorithm may take
 ROUNDS, REPEATS = 2, 4  # of a measurement
-TOLERANCE = {"float32": 2e-5, "tf32": 5e-3}  # of an algorithm against the first, as a share of the largest result
+TOLERANCE = {
+    "float32": 2e-5,
+    "tf32": 5e-3,
+    "float16": 5e-3,
+}  # of an algorithm against the first, as a share of the largest result
 
 
 def _pointer(array):
@@ -72,10 +79,10 @@ class Trial:
 
 
 class Cudnn:
-    """cuDNN on the current device and CuPy's current stream; arrays are contiguous and float32.
+    """cuDNN on the current device and CuPy's current stream; arrays are contiguous, all of one dtype.
 
-    ``precision`` is "float32" or "tf32" and may be set again. With ``deterministic`` no algorithm is chosen whose sums
-    come in an order that varies. ``trials`` keeps what was measured for each convolution.
+    ``precision``, that of float32, is "float32" or "tf32" and may be set again. With ``deterministic`` no algorithm is
+    chosen whose sums come in an order that varies. ``trials`` keeps what was measured for each convolution.
     """
 
     def __init__(self, xp, precision="float32", deterministic=False):
@@ -100,9 +107,10 @@ class Cudnn:
         """Fill ``dw`` (O, R, S, C) with the gradient of the filters."""
         self._convolution("weights", {"x": x, "w": dw, "y": dy}, stride, padding)
 
-    def path(self, x, w):
+    def path(self, x, w, dtype="float32"):
         """Name what was chosen so far for images of shape ``x`` (N, H, W, C) and filters ``w`` (O, R, S, C)."""
-        found = [(k[0], plan.chosen) for k, plan in self._plans.items() if k[1:3] == (x, w) and plan.chosen]
+        plans = [(k, plan) for k, plan in self._plans.items() if k[1:3] == (x, w) and k[4] == dtype]
+        found = [(k[0], plan.chosen) for k, plan in plans if plan.chosen]
         return ", ".join(dict.fromkeys(f"{direction}: {trial.name}" for direction, trial in found))
 
     def recurrence(self, n, t, inputs, hidden, directions, training):
@@ -111,10 +119,10 @@ class Cudnn:
         return self._plan(key, lambda: Recurrence(self, *key[:-1]))
 
     def _convolution(self, direction, operands, stride, padding, bias=None, rectify=False):
-        shapes = tuple(array.shape for array in operands.values())
+        shapes, dtype = tuple(array.shape for array in operands.values()), operands["x"].dtype.name
         name = "forward without bias" if direction == "forward" and bias is None else direction
-        key = (name, *shapes, stride, tuple(padding), rectify, self.precision, self.deterministic)
-        plan = self._plan(key, lambda: Convolution(self, direction, *shapes, stride, padding, rectify))
+        key = (name, *shapes, dtype, stride, tuple(padding), rectify, self.precision, self.deterministic)
+        plan = self._plan(key, lambda: Convolution(self, direction, *shapes, dtype, stride, padding, rectify))
         self.set_stream()
         if plan.chosen is None:
             plan.choose(operands, bias)
@@ -153,25 +161,27 @@ class Cudnn:
 class Convolution:
     """One direction of a convolution. All operands are arrays in NHWC; in the other layout copies go between."""
 
-    def __init__(self, cudnn, direction, x, w, y, stride, padding, rectify):
-        self._cudnn, library = cudnn, cudnn.library
+    def __init__(self, cudnn, direction, x, w, y, dtype, stride, padding, rectify):
+        self._cudnn, self._dtype, library, kind = cudnn, dtype, cudnn.library, KINDS[dtype]
         self._function, self._inputs, self._output, algorithms, varying = DIRECTIONS[direction]
-        shapes = {"x": x, "w": w, "y": y}
-        self._tensors = {(k, layout): library.tensor(s, layout) for k, s in shapes.items() for layout in (NCHW, NHWC)}
-        self._described = self._tensors | {("w", layout): library.filters(w, layout) for layout in (NCHW, NHWC)}
-        self._sizes = {k: int(np.prod(shape)) * 4 for k, shape in shapes.items()}
-        self._convolution = library.convolution(stride, padding, cudnn.math)
+        shapes, layouts = {"x": x, "w": w, "y": y}, (NCHW, NHWC)
+        self._tensors = {(k, layout): library.tensor(s, layout, kind) for k, s in shapes.items() for layout in layouts}
+        self._described = self._tensors | {("w", layout): library.filters(w, layout, kind) for layout in layouts}
+        self._sizes = {k: int(np.prod(shape)) * np.dtype(dtype).itemsize for k, shape in shapes.items()}
+        self._convolution = library.convolution(stride, padding, cudnn.math if kind == FLOAT else TENSOR_OP_MATH)
         self._rectify, self._activation = rectify, library.activation(rectify)
-        self._bias = library.tensor((1, 1, 1, w[0]), NCHW)
+        self._bias = library.tensor((1, 1, 1, w[0]), NCHW, kind)
         self._algorithms = [a for a in algorithms if not (cudnn.deterministic and a in varying)]
         self.chosen, self.trials, self.refused = None, [], []
 
     def choose(self, operands, bias):
         """Time all algorithms, in both layouts, and keep the fastest of those that agree."""
-        reference, tolerance = None, TOLERANCE[self._cudnn.precision]
+        in_float32, reference = self._dtype == "float32", None
+        tolerance = TOLERANCE[self._cudnn.precision if in_float32 else self._dtype]
+        ways = (False,) if bias is None else (False, True) if in_float32 else (True,)  # a bias after it is a float32
         for layout in (NHWC, NCHW):
             for algorithm in self._algorithms:
-                for fused in (False, True) if bias is not None else (False,):
+                for fused in ways:
                     try:
                         trial = self._try(layout, algorithm, fused, operands, bias)
                     except CudnnError as error:

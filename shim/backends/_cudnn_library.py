@@ -10,8 +10,9 @@ import importlib.util
 from pathlib import Path
 
 NAME = "libcudnn.so.9"
-FLOAT, NCHW, NHWC = 0, 0, 1
-DEFAULT_MATH, FMA_MATH = 0, 3  # the first rounds float32 to TF32
+KINDS = {"float32": 0, "float16": 2}
+FLOAT, NCHW, NHWC = KINDS["float32"], 0, 1
+DEFAULT_MATH, TENSOR_OP_MATH, FMA_MATH = 0, 1, 3  # the first rounds float32 to TF32, the second no inputs
 CROSS_CORRELATION, NOT_PROPAGATE_NAN = 1, 0
 RELU, IDENTITY = 1, 5
 PRECOMPUTED = 1  # the only algorithm of a convolution that takes a bias without a rectifier
@@ -122,20 +123,23 @@ class Library:
         number = self._loaded.cudnnGetVersion()
         return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
 
-    def tensor(self, shape, layout):
+    def tensor(self, shape, layout, kind=FLOAT):
         """Describe an array (N, H, W, C), or its copy (N, C, H, W) where the layout is that."""
         (n, h, w, c), made = shape, self.create("Tensor")
-        self("cudnnSetTensor4dDescriptor", made, layout, FLOAT, n, c, h, w)
+        self("cudnnSetTensor4dDescriptor", made, layout, kind, n, c, h, w)
         return made
 
-    def filters(self, shape, layout):
+    def filters(self, shape, layout, kind=FLOAT):
         """Describe filters (O, R, S, C), or their copy (O, C, R, S) where the layout is that."""
         (o, r, s, c), made = shape, self.create("Filter")
-        self("cudnnSetFilter4dDescriptor", made, FLOAT, layout, o, c, r, s)
+        self("cudnnSetFilter4dDescriptor", made, kind, layout, o, c, r, s)
         return made
 
     def convolution(self, stride, padding, math):
-        """Describe a convolution with as many zeros before an axis as after it, ``padding`` for lines and columns."""
+        """Describe a convolution with as many zeros before an axis as after it, ``padding`` for lines and columns.
+
+        It adds up in float32.
+        """
         made = self.create("Convolution")
         sizes = (*padding, stride, stride, 1, 1)
         self("cudnnSetConvolution2dDescriptor", made, *sizes, CROSS_CORRELATION, FLOAT)

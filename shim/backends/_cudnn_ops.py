@@ -11,16 +11,22 @@ from types import SimpleNamespace
 from shim.backends import _handwritten
 from shim.backends._cuda_dense import rectified_sums
 from shim.backends._cuda_glue import max_pool
+from shim.backends._cudnn_library import KINDS
 from shim.contract import same_padding
 
 
-def runs(cuda, dtype):
-    """Return whether cuDNN is there and takes the dtype."""
-    return dtype == "float32" and cuda.cudnn is not None
+def runs(cuda, dtype, dtypes=("float32",)):
+    """Return whether cuDNN is there and takes the dtype: one of ``dtypes``."""
+    return dtype in dtypes and cuda.cudnn is not None
+
+
+def convolves(cuda, dtype):
+    """Return whether convolutions in this dtype are left to cuDNN."""
+    return runs(cuda, dtype, tuple(KINDS))
 
 
 def conv2d(cuda, work, x, w, b, *, stride=1, padding="valid", activation=None):
-    if not runs(cuda, x.dtype):
+    if not convolves(cuda, x.dtype):
         return _handwritten.conv2d(work, x, w, b, stride=stride, padding=padding, activation=activation)
     rectify = activation == "relu"
     y, gradients = _convolution(cuda, work, x, w, b, stride, padding, rectify)

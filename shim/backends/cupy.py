@@ -157,12 +157,12 @@ def implementation(case, mode=MODES[0]):
         launched = "one CUDA graph" if mode == "graph" else "launched kernel by kernel"
         return f"tape of hand-written ops, own kernels for the optimizer{rows}, {launched}"
     kernels = _cuda_ops.has_kernels(case.op, case.dtype, **dict(case.dims))
-    if not kernels and _cudnn_ops.runs(_cuda, case.dtype):
+    if not kernels:
         n, gates = dict(case.dims), dict(case.options).get("recurrent_activation", "sigmoid")
-        if case.op == "conv2d":
-            path = _cuda.cudnn.path(tuple(n[k] for k in "NHWC"), tuple(n[k] for k in "ORSC"))
+        if case.op == "conv2d" and _cudnn_ops.convolves(_cuda, case.dtype):
+            path = _cuda.cudnn.path(*(tuple(n[k] for k in axes) for axes in ("NHWC", "ORSC")), case.dtype)
             return f"cuDNN convolution{f', {path}' if path else ''}"
-        if case.op in ("lstm", "bilstm") and gates == "sigmoid":
+        if case.op in ("lstm", "bilstm") and gates == "sigmoid" and _cudnn_ops.runs(_cuda, case.dtype):
             return "cuDNN LSTM"
     if kernels and case.dtype in contract.HALVES:
         path = "cuBLASLt product with bias and rectifier" if case.op == "dense" else "own kernels"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from emulator import Poisoned, images, lstm, missing
 
-from shim import contract, models, parity
+from shim import cases, contract, models, parity
 from shim.backends import _cuda_trainer, _handwritten
 from shim.backends import _cudnn_library as headers
 from shim.backends._cuda_kernels import Kernels
@@ -45,20 +45,25 @@ def test_the_version_is_the_one_of_the_header(library):
     assert library.version.count(".") == 2
 
 
+KINDS = pytest.mark.parametrize("of", headers.KINDS.values(), ids=headers.KINDS)
+
+
+@KINDS
 @pytest.mark.parametrize("layout", [NCHW, NHWC])
-def test_an_array_is_described(library, layout):
+def test_an_array_is_described(library, layout, of):
     numbers = integers(9)
-    ask(library, "cudnnGetTensor4dDescriptor", library.tensor((2, 3, 4, 5), layout), *map(ctypes.byref, numbers))
+    ask(library, "cudnnGetTensor4dDescriptor", library.tensor((2, 3, 4, 5), layout, of), *map(ctypes.byref, numbers))
     kind, n, c, h, w, *strides = (number.value for number in numbers)
-    assert (kind, n, c, h, w) == (headers.FLOAT, 2, 5, 3, 4)
+    assert (kind, n, c, h, w) == (of, 2, 5, 3, 4)
     assert strides == ([60, 12, 4, 1] if layout == NCHW else [60, 1, 20, 5])
 
 
+@KINDS
 @pytest.mark.parametrize("layout", [NCHW, NHWC])
-def test_filters_are_described(library, layout):
+def test_filters_are_described(library, layout, of):
     numbers = integers(6)
-    ask(library, "cudnnGetFilter4dDescriptor", library.filters((7, 3, 2, 5), layout), *map(ctypes.byref, numbers))
-    assert [number.value for number in numbers] == [headers.FLOAT, layout, 7, 5, 3, 2]
+    ask(library, "cudnnGetFilter4dDescriptor", library.filters((7, 3, 2, 5), layout, of), *map(ctypes.byref, numbers))
+    assert [number.value for number in numbers] == [of, layout, 7, 5, 3, 2]
 
 
 SHAPES = [
@@ -85,7 +90,7 @@ def test_results_have_the_shape_of_the_contract(library, layout, stride, kernel,
     assert [number.value for number in numbers] == [2, 7, wanted["P"], wanted["Q"]]
 
 
-@pytest.mark.parametrize("math", [headers.DEFAULT_MATH, FMA_MATH])
+@pytest.mark.parametrize("math", [headers.DEFAULT_MATH, headers.TENSOR_OP_MATH, FMA_MATH])
 def test_products_are_rounded_to_tf32_only_where_asked(library, math):
     found = integers(1)
     ask(library, "cudnnGetConvolutionMathType", library.convolution(1, (0, 0), math), ctypes.byref(found[0]))
@@ -251,6 +256,32 @@ def test_all_algorithms_are_tried_and_then_one_is_launched(cudnn):
     assert cudnn.path(x.shape, w.shape).endswith(", forward without bias: algorithm 0 NHWC")
 
 
+def test_16_bits_are_described_as_such_and_take_the_bias_with_them(cudnn, monkeypatch):
+    x, w, b, y, dx = (a.astype(np.float16).view(Memory) for a in (floats(2, 5, 6, 4), floats(3, 3, 3, 4), floats(3),
+                                                                 floats(2, 3, 4, 3), floats(2, 5, 6, 4)))  # fmt: skip
+    kinds, maths = set(), set()
+    for name, at in (("cudnnSetTensor4dDescriptor", 2), ("cudnnSetFilter4dDescriptor", 1)):
+        note(cudnn.library, name, lambda args, at=at: kinds.add(args[at]))
+    note(cudnn.library, "cudnnSetConvolutionMathType", lambda args: maths.add(args[1]))
+    cudnn.convolve(x, w, b, y, rectify=True)
+    cudnn.convolve_images(w, y, dx)
+    assert kinds == {headers.KINDS["float16"]}
+    assert maths == {headers.TENSOR_OP_MATH}
+    assert {trial.fused for trial in next(iter(cudnn.trials.values()))} == {True}
+    assert "finish" not in names(cudnn)
+    assert cudnn.path(x.shape, w.shape, "float16") == "forward: algorithm 0 NHWC fused, images: algorithm 0 NHWC"
+    assert cudnn.path(x.shape, w.shape) == ""
+    assert [plan._sizes["x"] for plan in cudnn._plans.values()] == [x.size * 2] * 2
+    cudnn.convolve(*(a.astype(np.float32).view(Memory) for a in (x, w, b, y)))
+    assert maths == {headers.TENSOR_OP_MATH, FMA_MATH}
+
+
+def note(library, name, found):
+    """Tell ``found`` the arguments of each call of a function, which is called all the same."""
+    function = library._functions[name]
+    library._functions[name] = lambda *args: found(args) or function(*args)
+
+
 def test_the_fastest_is_kept_and_runs_between_copies(cudnn):
     seconds = iter([3.0] * 20 + [1.0] + [2.0] * 100)
     cudnn.seconds = lambda run: run() or next(seconds)
@@ -353,7 +384,8 @@ class StandIn:
         return dx[:, lines : height - lines, columns : width - columns]
 
     def _note(self, name, *arrays):
-        assert all(array.flags.c_contiguous and array.dtype == np.float32 for array in arrays)
+        assert all(array.flags.c_contiguous and array.dtype == arrays[0].dtype for array in arrays)
+        assert arrays[0].dtype.name in headers.KINDS
         self.called.append(name)
 
     def recurrence(self, n, t, inputs, hidden, directions, training):
@@ -432,6 +464,15 @@ def test_a_convolution_by_cudnn_agrees(with_cudnn, kernel, stride, options):
     with_cudnn.verify(images(kernel, n=2, outputs=6, stride=stride, **options))
     assert with_cudnn.called == ["convolve", "convolve_weights", "convolve_images"]
     assert "conv2d_forward" not in with_cudnn.launched
+
+
+@pytest.mark.parametrize("kernel", [(3, 3, 4), (5, 5, 3)])
+def test_a_convolution_of_16_bits_is_cudnns(with_cudnn, kernel):
+    dims = {"N": 2, "H": 7, "W": 6, **dict(zip("RSC", kernel, strict=True)), "O": 6}
+    case = cases.case("conv2d", "forward_backward", dims, "float16", padding="same", activation="relu")
+    with_cudnn.verify(case)
+    assert with_cudnn.called == ["convolve", "convolve_weights", "convolve_images"]
+    assert not with_cudnn.launched
 
 
 @pytest.mark.parametrize("direction", ["forward", "weight_gradients"])

@@ -556,7 +556,8 @@ def test_a_missing_barrier_is_seen(emulator, file, k):
 
 FAULTS = {
     "the other 16 bits": ("average_bfloat16_2", "FORWARD(SIZE, BFloat16,", "FORWARD(SIZE, Float16,"),
-    "a number not widened": ("average_float16_8", "sum[e] += wide(rows[k].v[e])", "sum[e] += rows[k].v[e].bits"),
+    "one number of a vector for all": ("average_float16_8", "wide(rows[k].v[e])", "wide(rows[k].v[0])"),
+    "the head of a row for its rest": ("gather_bfloat16_4", "vector_at<SIZE>(row + column)", "vector_at<SIZE>(row)"),
     "a row looked for in vain": ("sum_table_1", "start += warps * LOOKED_AT", "start += (warps + 1) * LOOKED_AT"),
     "the row of another position": (
         "gather_1",

@@ -110,7 +110,7 @@ WRONG = {
         "heap-buffer-overflow",
     ),
     "a misaligned vector": (
-        "from shim.backends import _cuda_tables; _cuda_tables.lanes = lambda width: (8, 2)\n"
+        "from shim.backends import _cuda_tables; _cuda_tables.lanes = lambda width, itemsize: (8, 2)\n"
         "from emulator import average; e.verify(average(2, 3, 7, 5))",
         "misaligned address",
     ),
