@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import shutil
 import sys
 
@@ -17,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from shim import contract, models
-from shim.backends import _torch_lstm, _torch_trainer
+from shim.backends import _torch_kernels, _torch_lstm, _torch_trainer
 from shim.protocol import check_choice, op, program
 
 DEVICES = ("cpu", "cuda")
@@ -256,44 +255,16 @@ def implementation(case, mode=MODES[0]):
         )
         rows = ", sparse gradients of tables" if dict(case.options).get("table_gradient") == "rows" else ""
         return f"{'eager ops' if mode == 'eager' else 'inductor'}, autograd, {kernel} optimizer{rows}"
-    kernel = _kernel(case)
+    kernel = _torch_kernels.name(case, _device)
     if mode == "eager" or case.op in _UNCOMPILED:
         return kernel if mode == "eager" else f"{kernel}, not compiled"
     generated = f"inductor's {'Triton' if _device.type == 'cuda' else 'C++'}"
     return f"{kernel} and {generated}" if case.op in ("dense", "conv2d", "embedding_average") else generated
 
 
-def _kernel(case):
-    cuda, n = _device.type == "cuda", dict(case.dims)
-    if case.op == "dense":
-        if case.dtype in HALVES and not cuda:
-            known = {"float16": "_is_mkldnn_fp16_supported", "bfloat16": "_is_mkldnn_bf16_supported"}
-            return "oneDNN matmul" if getattr(torch.ops.mkldnn, known[case.dtype])() else "ATen addmm"
-        return "cuBLAS addmm" if cuda else f"{_built_with('BLAS_INFO=').upper()} addmm"
-    if case.op == "conv2d":
-        x = torch.empty((n["N"], n["C"], n["H"], n["W"]), dtype=getattr(torch, case.dtype), device=_device)
-        w = x.new_empty((n["O"], n["C"], n["R"], n["S"]))
-        chosen = torch._C._select_conv_backend(x, w, None, (1, 1), (0, 0), (1, 1), False, (0, 0), 1).name
-        known = {"Mkldnn": "oneDNN convolution", "Cudnn": "cuDNN convolution", "Slow2d": "ATen im2col convolution"}
-        return known.get(chosen, f"ATen convolution ({chosen})")
-    if dict(case.options).get("recurrent_activation") == "hard_sigmoid":
-        return f"loop over steps, {'cuBLAS' if cuda else _built_with('BLAS_INFO=').upper()} product"
-    if case.op in _UNCOMPILED:
-        if cuda and torch.backends.cudnn.is_available() and torch.backends.cudnn.enabled:
-            return "cuDNN LSTM"
-        onednn = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
-        return "oneDNN LSTM" if onednn and not cuda and case.dtype == "float32" else "ATen LSTM loop"
-    return f"ATen {'embedding_bag' if case.op == 'embedding_average' else case.op}"
-
-
-def _built_with(label):
-    found = re.search(re.escape(label) + r"([\w.]+)", torch.__config__.show())
-    return found[1] if found else "unknown"
-
-
 def describe():
     cuda = _device.type == "cuda"
-    libraries = {"oneDNN": _built_with("MKL-DNN v"), "BLAS": _built_with("BLAS_INFO=")}
+    libraries = {"oneDNN": _torch_kernels.built_with("MKL-DNN v"), "BLAS": _torch_kernels.built_with("BLAS_INFO=")}
     return {
         "device": torch.cuda.get_device_name() if cuda else f"cpu ({torch.backends.cpu.get_cpu_capability()})",
         "precision": "tf32" if torch.get_float32_matmul_precision() == "high" else "float32",

@@ -1,4 +1,4 @@
-"""What only the backend torch has: LSTMs whose weights lie as cuDNN reads them, tried without a GPU."""
+"""What only the backend torch has: LSTMs whose weights lie as cuDNN reads them, tried without a GPU, and its kernels."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from shim import models, parity
+from shim import cases, contract, models, parity
 from shim.backends import _torch_lstm
 from shim.backends import torch as backend
 
@@ -79,3 +79,17 @@ def test_single_precision_is_ieee_in_cublas_and_cudnn():
     assert not cudnn.allow_tf32
     assert not matmul.allow_tf32
     assert "tf32" not in {cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision, matmul.fp32_precision}
+
+
+@pytest.mark.parametrize("dtype", contract.FLOATS)
+@pytest.mark.parametrize(("op", "mark"), [("lstm", "aten::mkldnn_rnn_layer"), ("conv2d", "aten::mkldnn_convolution")])
+def test_the_profiler_sees_the_library_that_is_named(op, mark, dtype):
+    case = cases.case(op, "forward", parity.SMALL[op], dtype)
+    args = [backend.to_device(value) for value in case.arrays()[0]]
+    run = backend.forward(op)
+    run(*args)
+    with torch.profiler.profile() as profile:
+        run(*args)
+    called = {event.key for event in profile.key_averages()}
+    assert called & {"aten::lstm", "aten::convolution"}
+    assert backend.implementation(case).startswith("oneDNN") == (mark in called)
