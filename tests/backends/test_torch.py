@@ -1,4 +1,4 @@
-"""What only the backend torch has: LSTMs whose weights lie as cuDNN reads them, tried without a GPU, and its kernels."""
+"""What only the backend torch has: LSTMs whose weights lie as cuDNN reads them, tried without a GPU; its kernels."""
 
 from __future__ import annotations
 
