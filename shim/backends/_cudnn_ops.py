@@ -30,7 +30,7 @@ def conv2d(cuda, work, x, w, b, *, stride=1, padding="valid", activation=None):
         return _handwritten.conv2d(work, x, w, b, stride=stride, padding=padding, activation=activation)
     rectify = activation == "relu"
     y, gradients = _convolution(cuda, work, x, w, b, stride, padding, rectify)
-    return y, _before_bias(cuda, work, y if rectify else None, gradients)
+    return y, _pullback(cuda, work, y if rectify else None, gradients)
 
 
 def conv2d_max_pool2d(cuda, work, x, w, b, *, stride=1, padding="valid", activation=None, pool=2):
@@ -38,10 +38,10 @@ def conv2d_max_pool2d(cuda, work, x, w, b, *, stride=1, padding="valid", activat
     rectify = activation == "relu"
     z, gradients = _convolution(cuda, work, x, w, None, stride, padding)
     y, pullback = max_pool(cuda, work, z, pool, b, rectify)
-    return y, _before_bias(cuda, work, y if rectify else None, lambda dy, first: gradients(*pullback(dy), first))
+    return y, _pullback(cuda, work, y if rectify else None, lambda dy, first: gradients(*pullback(dy), first))
 
 
-def _before_bias(cuda, work, rectified, gradients):
+def _pullback(cuda, work, rectified, gradients):
     """Return the pullback of a convolution from ``gradients(dy, first)`` of images and filters, which know no bias."""
 
     def pullback(dy, first=True):

@@ -51,6 +51,8 @@ def setup(device="cpu", precision="float32", threads=None):
     _device = torch.device(device)
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    products = torch.backends.cuda.matmul  # of 16 bits are added up in float32
+    products.allow_fp16_reduced_precision_reduction = products.allow_bf16_reduced_precision_reduction = False
 
 
 def to_device(value):
