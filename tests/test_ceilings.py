@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import time
 
 import example_run as example
 import pytest
@@ -135,3 +136,24 @@ def test_a_worker_measures_its_ceilings(monkeypatch):
     assert all(1e5 < rate < 1e15 for rate in rates)
     assert all(1e-9 < seconds < 1 for seconds in found["call_seconds"].values())
     assert "copies" not in measuring.measure(shim.load("null"), "null", ["float32"], "cpu", 2)
+
+
+@pytest.mark.parametrize(("longest", "sides"), [(0, [16]), (60, [16, 64])])
+def test_a_slow_product_is_measured_on_smaller_matrices(monkeypatch, longest, sides):
+    multiplied = []
+
+    def program(backend, op, shapes, dtype, mode):
+        multiplied.append(shapes[0][0])
+        return lambda: time.sleep(1e-4)
+
+    monkeypatch.setattr(measuring, "_program", program)
+    monkeypatch.setattr(measuring, "LONGEST", longest)
+    assert measuring._product_rate(None, "eager", "float16", 64) > 0
+    assert multiplied == sides
+
+
+def test_only_dtypes_that_a_backend_has_are_multiplied(monkeypatch):
+    monkeypatch.setattr(measuring, "SIDE", {"cpu": 64})
+    monkeypatch.setattr(measuring, "COPIES", (2**14,))
+    found = measuring.measure(shim.load("numpy"), "eager", ["float16", "bfloat16"], "cpu", 2)
+    assert found["flops_per_second"].keys() == {"float16"}
