@@ -115,9 +115,28 @@ def test_bench_gpu_checks_before_it_measures():
     variables = {"TOOL": "", "SHIM": "shim", "GPU": "cupy torch"}
     command = ["make", "-n", "bench-gpu", *(f"{name}={value}" for name, value in variables.items())]
     steps = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    parts = ["shim env cupy\n", "shim check cupy --device cuda\n", "shim check torch --device cuda\n", "shim bench "]
+    parts = ["shim env cupy\n", "shim check cupy --device cuda --op flatten\n", "shim env cupy torch\n",
+             "shim check cupy torch --device cuda || failed=1;", "shim bench "]  # fmt: skip
     assert sorted(parts, key=steps.index) == parts
     assert "--device cuda --backends cupy,torch --set $set" in steps
+
+
+@pytest.mark.parametrize(("fails", "status"), [("nothing", 0), ("check cupy torch", 2), ("bench", 2), ("flatten", 2)])
+def test_bench_gpu_measures_what_it_can_and_its_status_tells_of_failures(tmp_path, fails, status):
+    (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text())
+    command = tmp_path / "shim"
+    command.write_text(f'#!/bin/sh\necho "$*" >> called\ncase "$*" in *"{fails}"*) exit 1;; esac\n')
+    command.chmod(0o755)
+    done = subprocess.run(
+        ["make", "bench-gpu", "TOOL=", f"SHIM={command}", "GPU=cupy torch"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == status, done.stderr
+    called = [" ".join(line.split()[:2]) for line in (tmp_path / "called").read_text().splitlines()]
+    after = [] if fails == "flatten" else ["env cupy", "check cupy", "bench --device", "bench --device"]
+    assert called == ["env cupy", "check cupy", *after]
 
 
 # ------------------------------------------------------------------------------------------------ what CuPy offers
