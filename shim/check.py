@@ -91,11 +91,11 @@ def main(arguments: Sequence[str]) -> None:
     try:
         backend = shim.load(name)
         backend.setup(device=device)
+        found = [*parity.conformance_cases(), *(case for case in parity.half_cases() if protocol.offers(backend, case))]
     except (ValueError, RuntimeError) as refusal:
         sys.exit(str(refusal))
     modes = [a.removeprefix("--mode=") for a in rest if a.startswith("--mode=")] or list(backend.MODES)
     ops = {a.removeprefix("--op=") for a in rest if a.startswith("--op=")}
-    found = [*parity.conformance_cases(), *(case for case in parity.half_cases() if protocol.offers(backend, case))]
     cases = [case for case in found if not ops or case.op in ops]
     print(json.dumps({"total": len(cases) * len(modes)}), file=records)
     for mode in modes:
