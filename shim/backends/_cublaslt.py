@@ -102,7 +102,7 @@ class Matrix:
     ld: int
     transposed: bool
     alignment: int
-    dtype: str = "float32"
+    dtype: str
 
     @classmethod
     def of(cls, array, address):

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from shim.backends import _handwritten
+from shim.backends._cublaslt import KINDS
 from shim.backends._cuda_kernels import blocks_of
-from shim.contract import HALVES
 
-PRODUCTS = ("float32", *HALVES)  # dtypes
 LINES = 16  # rows that a block reads at a time
 LEAST = 16  # rows for a thread, before others share the columns
 PARTS = 128  # blocks that share some columns, at most
 
 
 def dense(cuda, work, x, w, b, *, activation=None):
-    if x.dtype.name not in PRODUCTS:
+    if x.dtype.name not in KINDS:
         return _handwritten.dense(work, x, w, b, activation=activation)
     xp, rectify = cuda.xp, activation == "relu"
     y = cuda.product(x, w, xp.empty((len(x), w.shape[1]), x.dtype), bias=b, rectify=rectify)
@@ -30,7 +29,7 @@ def rectified_sums(cuda, work, y, dy):
     """Return ``dy`` where ``y`` is positive, all of it without ``y``, and its sum over all axes but the last."""
     xp, columns = cuda.xp, dy.shape[-1]
     if dy.dtype != "float32":
-        dz = dy if y is None else dy * (y > 0).astype(dy.dtype)
+        dz = dy if y is None else _handwritten.where_positive(y, dy)
         return dz, dz.reshape(-1, columns).sum(axis=0)
     rows, dz, sums = dy.size // columns, dy, xp.empty(columns, dy.dtype)
     if y is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +11,6 @@ from shim.backends._cuda_kernels import blocks_of
 from shim.contract import HALVES
 
 VECTORS = (16, 8, 4, 2)  # bytes that a thread reads at once
-FORWARD = ("float32", *HALVES)  # dtypes of a table; gradients are float32
 BLOCK = 256  # threads
 WIDEST = 1024  # threads of a block that averages one sample
 POSITIONS_OF_GROUP = 4  # that one group of lanes has under way
@@ -65,16 +63,15 @@ def step_of(cuda):
 
 
 def lanes(width, itemsize=4):
-    """Return how many threads share a row of so many floats, and the floats of each access."""
+    """Return how many threads share a row of so many floats of ``itemsize`` bytes, and the floats of each access."""
     vector = next(size // itemsize for size in VECTORS if width * itemsize % size == 0)
     return next((n for n in (8, 16) if width // vector <= n), 32), vector
 
 
 def embedding_average(cuda, work, ids, table, *, padding_id=None, table_gradient="dense"):
     options = {"padding_id": padding_id, "table_gradient": table_gradient}
-    by_hand = functools.partial(_handwritten.embedding_average, work, ids, table, **options)
-    if table.dtype.name not in FORWARD:
-        return by_hand()
+    if not _has_kernels(work, table):
+        return _handwritten.embedding_average(work, ids, table, **options)
     xp, (n, t), width = cuda.xp, ids.shape, table.shape[1]
     launch, (lane_count, vector) = cuda.kernels("embedding_average"), lanes(width, table.itemsize)
     padding = -1 if padding_id is None else padding_id
@@ -85,21 +82,16 @@ def embedding_average(cuda, work, ids, table, *, padding_id=None, table_gradient
     launch(f"average_{_named(table, vector)}", (n,), (threads,), *args, shared=shared)
 
     def pullback(dy, first=True):
-        if table.dtype != "float32":
-            return by_hand()[1](dy)
         return [_table_gradient(cuda, work, ids, table, dy, shares, padding, table_gradient)]
 
     return y, pullback
 
 
 def embedding(cuda, work, ids, table, *, table_gradient="dense"):
-    by_hand = functools.partial(_handwritten.embedding, work, ids, table, table_gradient=table_gradient)
-    if table.dtype.name not in FORWARD:
-        return by_hand()
+    if not _has_kernels(work, table):
+        return _handwritten.embedding(work, ids, table, table_gradient=table_gradient)
 
     def pullback(dy, first=True):
-        if table.dtype != "float32":
-            return by_hand()[1](dy)
         alone = ids.reshape(-1, 1)  # each position is an average of one
         shares = work(_ones, len(alone), table.dtype)
         return [_table_gradient(cuda, work, alone, table, dy, shares, -1, table_gradient)]
@@ -110,6 +102,11 @@ def embedding(cuda, work, ids, table, *, table_gradient="dense"):
     grid = (blocks_of(ids.size, BLOCK // lane_count),)
     cuda.kernels("embedding_average")(f"gather_{_named(table, vector)}", grid, (BLOCK,), *args)
     return y, pullback
+
+
+def _has_kernels(work, table):
+    """Return whether a table is one for the kernels; of 16 bits only where no gradient follows."""
+    return table.dtype == "float32" or (table.dtype.name in HALVES and not work.keep)
 
 
 def _named(table, vector):

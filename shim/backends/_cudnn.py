@@ -34,11 +34,8 @@ from shim.backends._cudnn_library import (
 
 WORKSPACE = 2**28  # bytes that an algorithm may take
 ROUNDS, REPEATS = 2, 4  # of a measurement
-TOLERANCE = {
-    "float32": 2e-5,
-    "tf32": 5e-3,
-    "float16": 5e-3,
-}  # of an algorithm against the first, as a share of the largest result
+#: Of an algorithm against the first, as a share of the largest result.
+TOLERANCE = {"float32": 2e-5, "tf32": 5e-3, "float16": 5e-3}
 
 
 def _pointer(array):

@@ -15,14 +15,14 @@ from shim.backends._cudnn_library import KINDS
 from shim.contract import same_padding
 
 
-def runs(cuda, dtype, dtypes=("float32",)):
-    """Return whether cuDNN is there and takes the dtype: one of ``dtypes``."""
-    return dtype in dtypes and cuda.cudnn is not None
+def runs(cuda, dtype):
+    """Return whether cuDNN is there and takes the dtype for all that it is used for."""
+    return dtype == "float32" and cuda.cudnn is not None
 
 
 def convolves(cuda, dtype):
     """Return whether convolutions in this dtype are left to cuDNN."""
-    return runs(cuda, dtype, tuple(KINDS))
+    return dtype in tuple(KINDS) and cuda.cudnn is not None
 
 
 def conv2d(cuda, work, x, w, b, *, stride=1, padding="valid", activation=None):

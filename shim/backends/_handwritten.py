@@ -63,13 +63,13 @@ def dense(work, x, w, b, *, activation=None):
         xp.clip(y, 0, xp.inf, out=y)  # several times as fast as maximum(y, 0)
 
     def pullback(dy, first=True):
-        dz = _where_positive(y, dy) if rectify else dy
+        dz = where_positive(y, dy) if rectify else dy
         return [xp.matmul(dz, w.T) if first else None, xp.matmul(x.T, dz), dz.sum(axis=0)]
 
     return y, pullback
 
 
-def _where_positive(y, dy):
+def where_positive(y, dy):
     dz = (y > 0).astype(dy.dtype)  # a product of floats with bools would be half as fast
     dz *= dy
     return dz
@@ -211,7 +211,7 @@ def max_pool2d(work, x, *, pool=2):
 
 def relu(work, x):
     y = work.xp.clip(x, 0, work.xp.inf)
-    return y, lambda dy, first=True: [_where_positive(y, dy)]
+    return y, lambda dy, first=True: [where_positive(y, dy)]
 
 
 def dropout(work, x, *, rate=0.0, generator=None):

@@ -165,8 +165,9 @@ def implementation(case, mode=MODES[0]):
         if case.op in ("lstm", "bilstm") and gates == "sigmoid" and _cudnn_ops.runs(_cuda, case.dtype):
             return "cuDNN LSTM"
     if kernels and case.dtype in contract.HALVES:
-        path = "cuBLASLt product with bias and rectifier" if case.op == "dense" else "own kernels"
-        return f"{path}; gradient: array functions"
+        if case.op == "dense":
+            return "cuBLASLt product with bias and rectifier, array functions for the gradient of the bias"
+        kernels = case.direction == "forward"
     return (KERNELS if kernels else ARRAY_FUNCTIONS).get(case.op, "own kernels" if kernels else "array functions")
 
 
