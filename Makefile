@@ -74,7 +74,7 @@ test-suites: env
 ifeq ($(JOBS),1)
 	@$(MAKE) --no-print-directory $(SUITES)
 else
-	@OMP_WAIT_POLICY=passive $(MAKE) --no-print-directory --jobs=$(JOBS) --output-sync=target $(SUITES)
+	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --jobs=$(JOBS) --output-sync=target $(SUITES)
 endif
 
 WANTED = $(TARGETS)

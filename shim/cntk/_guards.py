@@ -75,6 +75,7 @@ def _thread_count(cntk: Any) -> None:
     """Let the number of threads be set once, and before anything is evaluated: a convolution would crash later."""
     module = cntk.cntk_py
     set_threads: Callable[[int], None] = module.set_max_num_cputhreads
+    set_threads(module.get_max_num_cputhreads())  # or the first trainer would: to all cores, past OMP_NUM_THREADS
     chosen: int | None = None
     evaluated = False
 

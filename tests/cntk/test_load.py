@@ -212,6 +212,20 @@ except RuntimeError as error:
     )
 
 
+def test_a_trainer_keeps_the_threads_that_the_environment_asks_for():
+    code = (
+        'import os; os.environ["OMP_NUM_THREADS"] = "1"'
+        + THREADS
+        + """
+first = evaluate()
+C.Trainer(y := C.layers.Dense(2)(x), C.reduce_sum(y), [C.sgd(y.parameters, C.learning_parameter_schedule(1))])
+wide = C.convolution(w, x, strides=(1, 2, 2), auto_padding=[False, True, True]).eval({x: np.ones((7, 3, 8, 8), "f")})
+print(default, get_threads(), first.shape, wide.shape)
+"""
+    )
+    assert said(code) == "1 1 (5, 4, 8, 8) (7, 4, 4, 4)\n"
+
+
 def test_threads_are_not_set_after_an_evaluation():
     code = (
         THREADS + "evaluate(); set_threads(default)\ntry: set_threads(default + 1)\nexcept RuntimeError as e: print(e)"
