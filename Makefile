@@ -28,8 +28,8 @@ commas = $(subst $(space),$(comma),$(strip $(1)))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help tool env some-env bench bench-layers bench-gpu maps site test test-tool test-suites test-backends test-smoke test-asv lint types format asv clean \
-  test-cuda test-cntk test-cntk-sample test-cntk-upstream test-cntk-pythons
+.PHONY: help tool env some-env bench bench-layers bench-gpu maps site test test-suites test-tool test-measuring test-backends test-smoke \
+  test-asv lint types format asv clean test-cuda test-cntk test-cntk-sample test-cntk-upstream test-cntk-pythons
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -65,11 +65,11 @@ maps: some-env  ## Map which backend wins at which shape of four ops, in 15 minu
 site: $(TOOL)  ## Write the newest runs as one site, joined with asv's pages where `make asv` has written them
 	$(SHIM) site $(ARGS)
 
-test: lint types test-tool test-suites test-smoke test-asv  ## Run lint, types, tests, a smoke comparison and asv
+test: lint types test-measuring test-suites test-smoke test-asv  ## Run lint, types, tests, a smoke comparison and asv
 
 # Those that time nothing, so that some may run at once, the longest first. Threads that spin while they wait would take the
-# CPU from the others.
-SUITES := test-cuda test-backends $(if $(filter cntk,$(TARGETS)),test-cntk)
+# CPU from the others, and threads that sleep meanwhile make CNTK four times as slow: one each.
+SUITES := test-cuda test-tool test-backends $(if $(filter cntk,$(TARGETS)),test-cntk)
 test-suites: env
 ifeq ($(JOBS),1)
 	@$(MAKE) --no-print-directory $(SUITES)
@@ -117,8 +117,14 @@ $(TOOL): pyproject.toml
 
 # The tests of the tool run in .venv. Those in tests/backends run in the environment of each backend, a file
 # test_NAME.py there only in the environment of NAME.
-test-tool: env
-	$(BIN)/python -m pytest --ignore=tests/backends --ignore=tests/cntk --ignore=tests/cuda --ignore=tests/test_asv_site.py
+test-tool: $(TOOL)
+	@$(SHIM) env $(TARGETS) > /dev/null
+	$(BIN)/python -m pytest $(addprefix --ignore=,tests/backends tests/cntk tests/cuda tests/test_asv_site.py $(MEASURING))
+
+# Those of the tool that measure have the machine to themselves.
+MEASURING := $(patsubst %,tests/test_%.py,article causes ceilings cli device_clock explain_commands measure pinning readme winmap)
+test-measuring: env
+	$(BIN)/python -m pytest $(MEASURING)
 
 test-backends: $(TARGETS:%=test-backend-%) $(KERAS:%=test-backend-%)
 

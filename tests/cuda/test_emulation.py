@@ -77,7 +77,7 @@ def sanitized(arguments, **variables):
     asan = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True).stdout
     if not Path(asan.strip()).is_absolute():
         missing("g++ comes without AddressSanitizer")
-    environ = os.environ | {
+    environ = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"} | {
         "LD_PRELOAD": asan.strip(),
         "ASAN_OPTIONS": "detect_leaks=0",
         "PYTHONPATH": os.pathsep.join([str(FOLDER.parents[1]), str(FOLDER)]),
