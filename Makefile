@@ -28,8 +28,8 @@ commas = $(subst $(space),$(comma),$(strip $(1)))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help tool env some-env bench bench-layers bench-gpu maps site test test-suites test-tool test-measuring test-backends test-smoke \
-  test-asv lint types format asv clean test-cuda test-cntk test-cntk-sample test-cntk-upstream test-cntk-pythons
+.PHONY: help tool env some-env bench bench-layers bench-gpu maps site test test-suites test-tool test-measuring \
+  test-backends test-smoke test-asv lint types format asv clean test-cuda test-cntk test-cntk-sample test-cntk-upstream test-cntk-pythons
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -116,7 +116,7 @@ $(TOOL): pyproject.toml
 	@touch $@
 
 # The tests of the tool run in .venv. Those in tests/backends run in the environment of each backend, a file
-# test_NAME.py there only in the environment of NAME.
+# test_NAME.py there only in the environment of NAME. As a prerequisite `env` would make test-tool the last of the suites.
 test-tool: $(TOOL)
 	@$(SHIM) env $(TARGETS) > /dev/null
 	$(BIN)/python -m pytest $(addprefix --ignore=,tests/backends tests/cntk tests/cuda tests/test_asv_site.py $(MEASURING))

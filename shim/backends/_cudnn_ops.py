@@ -22,7 +22,7 @@ def runs(cuda, dtype):
 
 def convolves(cuda, dtype):
     """Return whether convolutions in this dtype are left to cuDNN."""
-    return dtype in tuple(KINDS) and cuda.cudnn is not None
+    return dtype in tuple(KINDS) and cuda.cudnn is not None  # a dtype equals its name, with another hash
 
 
 def conv2d(cuda, work, x, w, b, *, stride=1, padding="valid", activation=None):

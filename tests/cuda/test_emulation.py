@@ -77,8 +77,9 @@ def sanitized(arguments, **variables):
     asan = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True).stdout
     if not Path(asan.strip()).is_absolute():
         missing("g++ comes without AddressSanitizer")
-    environ = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"} | {
+    environ = os.environ | {
         "LD_PRELOAD": asan.strip(),
+        "PYTEST_ADDOPTS": "",
         "ASAN_OPTIONS": "detect_leaks=0",
         "PYTHONPATH": os.pathsep.join([str(FOLDER.parents[1]), str(FOLDER)]),
         SANITIZE: "1",
